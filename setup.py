@@ -1,4 +1,4 @@
-"""The package megatron_lrpath, its command `lrpath` and what they need."""
+"""The package megatron_lrpath, its command `lrpath` and their requirements."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ KERNELS = [
     "liger-kernel>=0.8.5,<0.9"
 ]  # cross-entropy on GPUs; training/gpu/measures.py has the same versions
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
-ARCHIVE = ["fsspec", "s3fs"]  # other stores: their packages of fsspec
+ARCHIVE = ["fsspec", "s3fs"]  # other stores need their own fsspec packages
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]
 S3_SERVER = ["moto[s3]", "flask", "flask-cors"]
@@ -28,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",
-    # The tools, the example plans, the Slurm recipes and the documents are next to the package; a wheel has them in it.
+    # The tools, example plans, Slurm recipes and documents are next to the package; a wheel contains them.
     packages=[*find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]), *SHIPPED],
     package_dir={name: name.rpartition(".")[2] for name in SHIPPED},
     package_data={

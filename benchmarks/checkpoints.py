@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 
 SHAPE = Shape(hidden=768, ffn=2048, layers=12, heads=12, vocabulary=16384, sequence=128, batch=4)
 WARMUP_STEPS = 4
-GAP = 8  # steps from save to save
+GAP = 8  # steps between two saves
 KINDS = ("sync", "async")
 CHUNK = 4 * 2**20  # bytes of a raw read
 CONTEXT = mp.get_context("fork")  # Megatron is imported once, before any process is forked
 
 
 def in_child(act: Callable[..., Any], *args: Any) -> Any:
-    """Call `act` in a process of its own, whose output goes to a file; what it returns."""
+    """Call `act` in its own process, with the output in a file; return its result."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile("w+") as log:
 
@@ -75,14 +75,14 @@ def in_child(act: Callable[..., Any], *args: Any) -> Any:
 
 
 class Seconds(NamedTuple):
-    """A moment, or a duration: on the wall, and of this process's processor time."""
+    """A moment, or a duration: wall clock and processor time of this process."""
 
     wall: float
     processor: float
 
     @classmethod
     def now(cls) -> Seconds:
-        """This moment."""
+        """Return the current moment."""
         return cls(time.perf_counter(), time.process_time())
 
     def __add__(self, other: Seconds) -> Seconds:  # type: ignore[override]
@@ -101,10 +101,10 @@ class Timings:
         self.saves: list[dict[str, Any]] = []
         self.finishing = Seconds(0.0, 0.0)
         self.mark = time.perf_counter()
-        self.rest = 0  # steps to go after the last save
+        self.rest = 0  # remaining steps after the last save
 
     def install(self, saves: Saves) -> None:
-        """Take the places between the loop and its saves."""
+        """Wrap the functions between the training loop and its saves."""
         from megatron.training import get_args, training
 
         finalize = training.maybe_finalize_async_save
@@ -138,7 +138,7 @@ class Timings:
 
 
 def train(plan: Path, rounds: int) -> dict[str, Any]:
-    """A training with saves by turns; the rows of `Timings`."""
+    """Run a training with alternating kinds of saves; return the rows of `Timings`."""
     from megatron_lrpath.training import loop, pretrain, seams, setup
     from megatron_lrpath.training.exits import Exits, Signals
 
@@ -166,7 +166,7 @@ def train(plan: Path, rounds: int) -> dict[str, Any]:
 
 
 def stalls(rows: dict[str, Any]) -> dict[str, Any]:
-    """Per kind of save: seconds of its wait and of the slowing of the steps until the next save.
+    """Return by kind of save the seconds of its wait and of the slower steps until the next save.
 
     Undisturbed are the steps during which nothing was being written, without the first after a save.
     """
@@ -198,16 +198,16 @@ def stalls(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def busy(following: list[dict[str, Any]]) -> int:
-    """How many steps after a save may be longer for it: those with writers at work, and the one after them."""
+    """Return how many steps after a save it may slow down: those with active writers, and the next one."""
     return 1 + sum(1 for row in following if row["writing"])
 
 
 def seconds_to_first_step(plan: Path, check: str) -> float:
-    """Of a real start by the command line, from its first moment until a step is done; then it is killed."""
+    """Return the seconds from a start by the command line until a step is done; then kill it."""
     history = RunFolder(run_folder(plan)).history
     before = history.stat().st_mtime_ns if history.exists() else 0
-    words = ["--plan", plan, "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
-    command = [sys.executable, ROOT / "pretrain_gpt.py", *words, "--checkpoint-check", check]
+    argv = ["--plan", plan, "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
+    command = [sys.executable, ROOT / "pretrain_gpt.py", *argv, "--checkpoint-check", check]
     with tempfile.TemporaryFile("w+") as log:
         begun = time.perf_counter()
         process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log, start_new_session=True)
@@ -224,7 +224,7 @@ def seconds_to_first_step(plan: Path, check: str) -> float:
 
 
 def stepped(history: Path, before: int) -> bool:
-    """Whether a step was written to the history since `before`; a start itself empties or shortens it."""
+    """Return whether a step was written to the history since `before`; a start empties or shortens it."""
     with suppress(FileNotFoundError, IndexError, ValueError):
         if history.stat().st_mtime_ns > before:
             last = json.loads(history.read_text().splitlines()[-1])
@@ -233,17 +233,17 @@ def stepped(history: Path, before: int) -> bool:
 
 
 def first_step(folder: Path) -> int:
-    """The step that a run's last start began at."""
+    """Return the step at which a run's last start began."""
     return int(json.loads(RunFolder(folder).lineage.read_text())["starts"][-1]["step"])
 
 
 def run_folder(plan: Path) -> Path:
-    """The folder of the one run that is measured."""
+    """Return the folder of the one run that is measured."""
     return plan.with_suffix("") / "ptfs/scratch-v1"
 
 
 def read_raw(folder: Path) -> float:
-    """Seconds of a sequential read of all files."""
+    """Read all files sequentially; return the seconds."""
     buffer = bytearray(CHUNK)
     begun = time.perf_counter()
     for path in sorted(folder.iterdir()):
@@ -254,7 +254,7 @@ def read_raw(folder: Path) -> float:
 
 
 def write_raw(folder: Path, size: int) -> float:
-    """Seconds of a sequential write of `size` bytes to a new file, synced."""
+    """Write `size` bytes sequentially to a new file and sync it; return the seconds."""
     buffer = os.urandom(CHUNK)
     path = folder / "raw"
     begun = time.perf_counter()
@@ -268,7 +268,7 @@ def write_raw(folder: Path, size: int) -> float:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Let the kernel forget the files' content (they are synced)."""
+    """Drop the files, which are synced, from the kernel's page cache."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -276,11 +276,13 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def loads(plan: Path, without: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row per round, cache state and check: seconds of a raw read, of a start without a checkpoint and with it.
+    """Return the seconds of raw reads and of starts, a row per round, cache state and check.
+
+    Each row has a start without a checkpoint and a start that loads it.
 
     Args:
         plan: of the run whose newest checkpoint is in `folder`.
-        without: the same plan with an output folder of its own.
+        without: the same plan with another output folder.
     """
     rows = []
     for number in range(rounds):
@@ -306,7 +308,7 @@ def loads(plan: Path, without: Path, folder: Path, rounds: int) -> list[dict[str
 
 
 def prepare(threads: int) -> None:
-    """Import Megatron for the processes to come."""
+    """Import Megatron before the measured processes are forked."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from megatron_lrpath.training.machine import activate
@@ -321,7 +323,7 @@ def prepare(threads: int) -> None:
 
 
 def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     last = WARMUP_STEPS + 2 * rounds * GAP
     plan = write_plan(shape, folder, "bf16", last + GAP + 1)
     saving = stalls(in_child(train, plan, rounds))
@@ -335,7 +337,7 @@ def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
-    """Two tables."""
+    """Print the two tables."""
     from megatron_lrpath.plan.spec import SAVE_INTERVAL
 
     saving, size = found["saving"], found["bytes"]
@@ -359,7 +361,7 @@ def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
 
 
 def load_row(rows: list[dict[str, Any]]) -> str:
-    """Medians of the seconds, by how much the starts differ, and that over the raw read."""
+    """Return the medians of the seconds, how much the starts differ, and this over the raw read."""
     raw, without, with_it = (
         statistics.median(row[name] for row in rows) for name in ("raw", "without", "with")
     )

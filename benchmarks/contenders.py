@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step have in common: the model's shape, a plan with random data, Hugging Face's."""
+"""Shared parts of the step-time benchmarks: model shape, plan with random data, Hugging Face's model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VOCABULARY_UNIT = 128  # to which Megatron pads it
+VOCABULARY_UNIT = 128  # Megatron pads the vocabulary to a multiple of this
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Model and batch, the same for all; the vocabulary counts what Megatron pads it to."""
+    """Model and batch, the same for all; the vocabulary includes Megatron's padding."""
 
     hidden: int = 256
     ffn: int = 1024
@@ -24,7 +24,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights, embeddings included (untied)."""
+        """Number of weights, embeddings included (untied)."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.ffn + 2 * self.hidden
         return 2 * self.vocabulary * self.hidden + self.layers * layer + self.hidden
 
@@ -46,7 +46,7 @@ def write_plan(
     max_lr: float = 1e-3,
     **megatron: Any,
 ) -> Path:
-    """A plan of one version of `total` steps, with its data: random tokens. `micro` None is the whole batch."""
+    """Write a plan of one version of `total` steps with random tokens; `micro` None is the whole batch."""
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
@@ -91,13 +91,13 @@ def write_plan(
     return path
 
 
-def run_words(plan: Path, device: str) -> list[str]:
-    """The command line of the plan's one run."""
+def run_argv(plan: Path, device: str) -> list[str]:
+    """Return the command line of the plan's only run."""
     return ["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", device]
 
 
 def llama(shape: Shape, device: str = "cpu", **config: Any) -> Any:
-    """Hugging Face's `LlamaForCausalLM` of this shape (sdpa), ready to be trained."""
+    """Return Hugging Face's `LlamaForCausalLM` of this shape (sdpa), ready to train."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(

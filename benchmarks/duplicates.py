@@ -24,11 +24,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = 100_000_000  # documents of an earlier dataset
 CHUNK = 1 << 22
-REPEATED = 20  # of the new documents, one in so many repeats an earlier one
+REPEATED = 20  # one in this many new documents repeats an earlier one
 
 
 def make_hashes(prefix: Path, count: int, seed: int, of: Path | None = None) -> None:
-    """Write the hashes of `count` documents and the record that describes them; some are those of the dataset `of`."""
+    """Write the hashes of `count` documents and their record; some hashes are those of the dataset `of`."""
     from megatron_lrpath.data.document_hashes import DTYPE, KEY, describe
     from megatron_lrpath.sealed import write_sealed
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
@@ -50,7 +50,7 @@ def make_hashes(prefix: Path, count: int, seed: int, of: Path | None = None) -> 
 
 
 def make(folder: Path, new: int, earlier: int) -> None:
-    """The hashes of the earlier datasets, then of the new one, which repeats some of the first."""
+    """Write the hashes of the earlier datasets, then of the new one, which repeats some of the first."""
     counts = [min(DATASET, earlier - start) for start in range(0, earlier, DATASET)]
     for number, count in enumerate(counts):
         make_hashes(folder / f"old{number}", count, number)
@@ -59,7 +59,7 @@ def make(folder: Path, new: int, earlier: int) -> None:
 
 
 def compare(folder: Path) -> None:
-    """Compare them and print what was found."""
+    """Compare the datasets and print the result."""
     from megatron_lrpath.data.duplicates import NewDocuments, find_duplicates
     from megatron_lrpath.data.slice import Slice, SliceSource
 
@@ -79,7 +79,7 @@ def compare(folder: Path) -> None:
 
 
 def main() -> int:
-    """Make the data, compare in a process of its own, print seconds, processor time and peak memory."""
+    """Make the data, compare in another process, print seconds, processor time and peak memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,11 +97,11 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         make(folder, int(args.new), int(args.earlier))
-        words = [sys.executable, __file__, "--compare", str(folder)]
+        argv = [sys.executable, __file__, "--compare", str(folder)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         begin = time.perf_counter()
         with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen(words, stdout=output, env=environment)
+            process = subprocess.Popen(argv, stdout=output, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
             whole = time.perf_counter() - begin
             output.seek(0)

@@ -40,7 +40,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.contenders import VOCABULARY_UNIT, Shape, llama, run_words, write_plan  # noqa: E402
+from benchmarks.contenders import VOCABULARY_UNIT, Shape, llama, run_argv, write_plan  # noqa: E402
 
 OURS: dict[str, list[str]] = {
     "plain": ["--gpu-kernels", "none"],
@@ -57,7 +57,7 @@ ROW = "ROW "
 
 
 def shape_of(model: str, sequence: int, batch: int, vocabulary: int = 100_000) -> Shape:
-    """A recipe's shape."""
+    """Return a recipe's shape."""
     from megatron_lrpath.models import RECIPES
 
     given = RECIPES[model].arguments
@@ -77,7 +77,7 @@ def shape_of(model: str, sequence: int, batch: int, vocabulary: int = 100_000) -
 
 
 def wait_for_device(device: str) -> None:
-    """Until the GPU has done everything that it was given."""
+    """Wait until the GPU has finished all its work."""
     import torch
 
     if device == "cuda":
@@ -85,7 +85,7 @@ def wait_for_device(device: str) -> None:
 
 
 def peak_of(device: str) -> float | None:
-    """FLOP/s of the device; None if unknown, as for a CPU."""
+    """Return the peak FLOP/s of the device; None if unknown, as for a CPU."""
     import torch
 
     from megatron_lrpath.devices import peak_flops
@@ -94,7 +94,7 @@ def peak_of(device: str) -> float | None:
 
 
 def report(name: str, options: argparse.Namespace, seconds: list[float], **more: Any) -> None:
-    """Print a contender's row for the parent; `seconds` of each step that counts."""
+    """Print a contender's row for the parent; `seconds` are those of each counted step."""
     import torch
 
     shape: Shape = options.shape
@@ -113,7 +113,7 @@ def report(name: str, options: argparse.Namespace, seconds: list[float], **more:
 
 
 class Profile:
-    """Profiles one step, and prints the kernels that took most time."""
+    """Profiler of a single step that prints the kernels with the most time."""
 
     def __init__(self, device: str, rows: int = 20) -> None:
         import torch
@@ -124,11 +124,11 @@ class Profile:
         self.profiler = torch.profiler.profile(activities=kinds)
 
     def begin(self) -> None:
-        """At the beginning of the step."""
+        """Start profiling, at the beginning of the step."""
         self.profiler.__enter__()
 
     def end(self) -> None:
-        """At its end."""
+        """Stop profiling at the end of the step, and print the table."""
         wait_for_device(self.device)
         self.profiler.__exit__(None, None, None)
         key = "self_device_time_total" if self.device == "cuda" else "self_cpu_time_total"
@@ -137,7 +137,7 @@ class Profile:
 
 
 def ours(name: str, options: argparse.Namespace) -> None:
-    """Train the plan's run by the real entry; leave before its last step, whose checkpoint would take minutes."""
+    """Train the plan's run by the real entry; exit before its last step, whose checkpoint takes minutes."""
     from megatron_lrpath.training.machine import activate
 
     activate(options.device)
@@ -181,11 +181,11 @@ def ours(name: str, options: argparse.Namespace) -> None:
 
     forward.ForwardStep.__call__ = forward_step  # type: ignore[method-assign,assignment]
     flags = OURS[name] if options.device == "cuda" else []  # the CPU has kernels of its own
-    pretrain.main([*run_words(plan, options.device), "--save-interval", "100000", *flags])
+    pretrain.main([*run_argv(plan, options.device), "--save-interval", "100000", *flags])
 
 
 class Turns:
-    """Turns single kernels off for blocks of steps, in turns with all of them."""
+    """Turns of steps in which single kernels are off, alternating with all kernels on."""
 
     def __init__(self, device: str) -> None:
         from megatron_lrpath.training import seams
@@ -209,7 +209,7 @@ class Turns:
         self.session.kernels = self.all - {self.off(step)}
 
     def off(self, step: int) -> str:
-        """The kernel that is off in a step; empty for none."""
+        """Return the kernel that is off in a step; empty for none."""
         return self.names[(step - WARMUP) // BLOCK % len(self.names)] if step >= WARMUP else ""
 
     def report(self, seconds: list[float]) -> None:
@@ -259,7 +259,7 @@ def hugging_face(name: str, options: argparse.Namespace) -> None:
 
 
 def ceiling(name: str, options: argparse.Namespace) -> None:
-    """Time the step's matrix products and attention alone, and print what each reaches."""
+    """Time only the step's matrix products and attention, and print the rate of each."""
     import torch
     import torch.nn.functional as F
 
@@ -315,7 +315,7 @@ def ceiling(name: str, options: argparse.Namespace) -> None:
 
 
 def fused_line(inputs: Any, grad: Any, out: int, into: int, tokens: int, device: str) -> str:
-    """The rate of a weight's gradient that is added to fp32 inside the product, where the device can."""
+    """Return the rate of a weight gradient added to fp32 inside the product, if the device supports it."""
     import torch
 
     from megatron_lrpath.training import fused_gradients
@@ -328,7 +328,7 @@ def fused_line(inputs: Any, grad: Any, out: int, into: int, tokens: int, device:
 
 
 def backends(device: str) -> list[tuple[str, Any]]:
-    """Ways of torch's attention, by name; the first is torch's choice."""
+    """Return the implementations of torch's attention, by name; the first is torch's choice."""
     from contextlib import nullcontext
 
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -338,7 +338,7 @@ def backends(device: str) -> list[tuple[str, Any]]:
 
 
 def median(function: Callable[[], Any], device: str, repeats: int = 20) -> float:
-    """Seconds of a call, the median; a GPU's by its own clock."""
+    """Return the median seconds of a call; on a GPU measured by its own clock."""
     import torch
 
     for _ in range(3):
@@ -359,12 +359,12 @@ def median(function: Callable[[], Any], device: str, repeats: int = 20) -> float
     return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all contenders
 
 
-def run(name: str, micro: int, words: list[str], limit: float) -> tuple[dict[str, Any] | None, str]:
-    """A contender's row and all that it printed; no row where it failed or took longer than `limit` seconds."""
-    command = [sys.executable, "-W", "ignore", __file__, "--contender", name, "--micro", str(micro), *words]
+def run(name: str, micro: int, argv: list[str], limit: float) -> tuple[dict[str, Any] | None, str]:
+    """Return a contender's row and all its output; no row if it failed or exceeded `limit` seconds."""
+    command = [sys.executable, "-W", "ignore", __file__, "--contender", name, "--micro", str(micro), *argv]
     with tempfile.TemporaryDirectory() as folder:
         command += ["--folder", folder]
         try:
@@ -379,7 +379,7 @@ def run(name: str, micro: int, words: list[str], limit: float) -> tuple[dict[str
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A contender's line of the table."""
+    """Return a contender's line of the table."""
     mfu = f"{row['mfu']:7.1%}" if row["mfu"] is not None else f"{'–':>7}"
     gib = f"{row['gib']:8.1f}" if row["gib"] is not None else f"{'–':>8}"
     loss = f"{row['loss']:8.4f}" if row["loss"] is not None else f"{'–':>8}"
@@ -388,8 +388,8 @@ def line_of(row: dict[str, Any]) -> str:
     return f"{row['name']:11} {row['micro']:5} {row['tokens_s']:11,.0f} {mfu} {gib} {loss} {times}"
 
 
-def compare(options: argparse.Namespace, words: list[str]) -> int:
-    """Run the contenders one after the other and print a table; the number of those without a row."""
+def compare(options: argparse.Namespace, argv: list[str]) -> int:
+    """Run the contenders one after the other and print a table; return the number of those without a row."""
     end = time.monotonic() + options.budget
     print(f"{'':11} {'micro':>5} {'tokens/s':>11} {'MFU':>7} {'GiB':>8} {'loss':>8} {'ms a step':>9}")
     rows, failed = [], 0
@@ -400,7 +400,7 @@ def compare(options: argparse.Namespace, words: list[str]) -> int:
                 print(f"{name:11} {micro:5} not run: {left:.0f} s of --budget are left", flush=True)
                 failed += 1
                 continue
-            row, output = run(name, micro, words, min(left, options.limit))
+            row, output = run(name, micro, argv, min(left, options.limit))
             if options.output:
                 options.output.mkdir(parents=True, exist_ok=True)
                 (options.output / f"{options.model}-{name}-{micro}.log").write_text(output)
@@ -419,7 +419,7 @@ def compare(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def main() -> None:
-    """Measure and print a table; status 1 where a contender has no row."""
+    """Measure and print a table; exit with status 1 if a contender has no row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -437,7 +437,7 @@ def main() -> None:
     add("--limit", type=float, default=300.0, help="seconds of one contender")
     add("--least", type=float, default=20.0, help="seconds that must be left for one to begin")
     add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    add("--folder", type=Path, help=argparse.SUPPRESS)  # of one contender, for its data and run
+    add("--folder", type=Path, help=argparse.SUPPRESS)  # a contender's folder for its data and run
     options = parser.parse_args()
     if options.steps <= WARMUP:
         parser.error(f"--steps: more than {WARMUP}")
@@ -449,7 +449,7 @@ def main() -> None:
         if options.shape.batch % micro:
             parser.error(f"--micro {micro} does not divide --batch {options.shape.batch}")
     if options.contender is None:
-        words = [
+        argv = [
             "--device",
             options.device,
             "--batch",
@@ -457,9 +457,9 @@ def main() -> None:
             "--sequence",
             str(options.sequence),
         ]
-        words += ["--steps", str(options.steps), *(["--profile"] if options.profile else [])]
-        words += [] if is_cpu else ["--model", options.model]
-        sys.exit(min(1, compare(options, words)))
+        argv += ["--steps", str(options.steps), *(["--profile"] if options.profile else [])]
+        argv += [] if is_cpu else ["--model", options.model]
+        sys.exit(min(1, compare(options, argv)))
     options.micro = options.micros[0]
     kinds = {"hf": hugging_face, "hf-compile": hugging_face, "ceiling": ceiling}
     kinds.get(options.contender, ours)(options.contender, options)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A trial on one GPU in two calls of a few minutes each, also on a machine that reaches no package registry.
+# A trial on one GPU in two calls of a few minutes each, also on a machine without access to a package registry.
 #
-#   benchmarks/gpu_trial.sh prepare       here: what such a machine may lack, into .trial/wheels (about 15 MB)
+#   benchmarks/gpu_trial.sh prepare       here: download packages that it may lack into .trial/wheels (about 15 MB)
 #   benchmarks/gpu_trial.sh correctness   there: tests marked gpu, the most important ones first
 #   benchmarks/gpu_trial.sh speed         there: benchmarks/gpu.py for the 1.2B and the 203M model
 #   benchmarks/gpu_trial.sh try           here, on the CPU: both calls at a tiny size
@@ -27,7 +27,7 @@ prepare() {
   du -sh .trial/wheels
 }
 
-# Install the wheels beside the machine's packages, once, and say at once what else is missing.
+# Install the wheels beside the machine's packages, once, and print what else is missing.
 install() {
   mkdir -p "$OUT"
   if [ -d .trial/wheels ] && [ ! -d "$SITE" ]; then
@@ -52,7 +52,7 @@ print(f"gpu_trial: {name}, torch {torch.__version__}, Python {sys.version.split(
 PY
 }
 
-# A call of pytest for each group, so that a slow one does not take the time of those before it.
+# A call of pytest for each group, so that a slow group does not take the time of the earlier groups.
 correctness() {
   install
   local status=0 group

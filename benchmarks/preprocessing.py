@@ -30,7 +30,7 @@ TOKENIZERS = ("sentencepiece", "huggingface", "null")
 
 @dataclass(frozen=True)
 class Timing:
-    """One command: seconds on the clock, seconds of processor time, and MB/s by its own count (or 0)."""
+    """Seconds by the clock and of processor time, and MB/s by the command's own count (or 0)."""
 
     wall: float
     cpu: float
@@ -38,7 +38,7 @@ class Timing:
 
 
 def gather_text(target: Path, megabytes: float) -> None:
-    """Python source of this environment as JSON lines."""
+    """Write Python source of this environment as JSON lines."""
     written = 0
     folders = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     with target.open("w") as lines:
@@ -51,7 +51,7 @@ def gather_text(target: Path, megabytes: float) -> None:
 
 
 def number_lines(source: Path, target: Path) -> None:
-    """The same amount of text as numbers, for NullTokenizer."""
+    """Write the same amount of text as numbers, for NullTokenizer."""
     with source.open() as lines, target.open("w") as out:
         for line in lines:
             data = line.encode()
@@ -59,7 +59,7 @@ def number_lines(source: Path, target: Path) -> None:
 
 
 def train_huggingface(source: Path, folder: Path) -> None:
-    """A byte-level BPE of 8,192 pieces in Hugging Face's format."""
+    """Train a byte-level BPE of 8,192 pieces and save it in Hugging Face's format."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -74,7 +74,7 @@ def train_huggingface(source: Path, folder: Path) -> None:
 
 
 def tokenizer_arguments(kind: str, work: Path) -> list[str]:
-    """The tokenizer's arguments, the same for both tools."""
+    """Return the tokenizer's arguments, the same for both tools."""
     if kind == "sentencepiece":
         return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(work / "sp.model")]
     if kind == "huggingface":
@@ -83,7 +83,7 @@ def tokenizer_arguments(kind: str, work: Path) -> list[str]:
 
 
 def timed(command: list[str], environment: dict[str, str]) -> Timing:
-    """Run a command and measure it with all its processes."""
+    """Run a command and return its time with all its processes; exit if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

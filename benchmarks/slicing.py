@@ -30,7 +30,7 @@ OPENED = "opened_documents"
 
 
 def make_dataset(prefix: Path, documents: int, seed: int) -> int:
-    """Write PREFIX.idx for `documents` documents and a sparse PREFIX.bin; returns the tokens."""
+    """Write PREFIX.idx for `documents` documents and a sparse PREFIX.bin; return the number of tokens."""
     rng = np.random.Generator(np.random.PCG64(seed))
     lengths = np.empty(documents, dtype="<i4")
     for start in range(0, documents, CHUNK):
@@ -51,7 +51,7 @@ def make_dataset(prefix: Path, documents: int, seed: int) -> int:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Seconds and peak memory (GiB, mapped files included) of a process that must succeed, or its answer."""
+    """Run a process that must succeed; return its seconds and peak memory (GiB), or its answer."""
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment())
@@ -66,12 +66,12 @@ def measured(command: list[str]) -> dict[str, float]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of measured processes: this checkout, and one thread."""
+    """Return the environment of measured processes: this checkout, and one thread."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def open_for_training(path: Path, seq_length: int) -> dict[str, float]:
-    """Open a slice as training does, and say what it cost over what the imports cost."""
+    """Open a slice as training does; return what this costs beyond the imports."""
     from megatron_lrpath.data.slice import Slice, available_samples, check_disjoint, verify_slices
     from megatron_lrpath.data.versioned import build_chained
 
@@ -101,13 +101,13 @@ def open_for_training(path: Path, seq_length: int) -> dict[str, float]:
 
 
 def memory(field: str) -> float:
-    """A field of /proc/self/status, in GiB: RssAnon (memory of its own), VmHWM (peak, with mapped files)."""
+    """Return a field of /proc/self/status in GiB: RssAnon (own memory), VmHWM (peak, with mapped files)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
 
 
 def draw_command(folder: Path, prefixes: list[Path], tokens: int, versions: int, output: str) -> list[str]:
-    """The call of slice_versions.py that draws nearly all of the sources."""
+    """Return the call of slice_versions.py that draws nearly all of the sources."""
     sources = [word for prefix in prefixes for word in ("--source", str(prefix))]
     amounts = ["--versions", str(versions), "--tokens-per-version", str(tokens), "--valid-tokens", "20e6"]
     tool = [sys.executable, str(ROOT / "tools/slice_versions.py")]
@@ -136,12 +136,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
 
 def report(name: str, figures: dict[str, float]) -> None:
-    """One line."""
+    """Print a line of figures."""
     print(f"{name}: " + ", ".join(f"{key} {value:,.2f}" for key, value in figures.items()), flush=True)
 
 
 def main() -> None:
-    """Run the benchmark, or (--open) the part of it that is measured in a process of its own."""
+    """Run the benchmark, or (--open) the part of it that is measured in another process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.contenders import Shape, llama, run_words, write_plan  # noqa: E402
+from benchmarks.contenders import Shape, llama, run_argv, write_plan  # noqa: E402
 
 CONTENDERS = {"fp32": ("hf-fp32",), "bf16": ("hf-bf16", "hf-autocast")}
 LR = 1e-3
@@ -41,13 +41,16 @@ WARMUP_BLOCKS = 2
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds on the wall, and of processor time of all threads."""
+    """Return the seconds of the wall clock, and of processor time of all threads."""
     return time.perf_counter(), time.process_time()
 
 
 def turns(connection: Connection, steps: int) -> Callable[[], None]:
-    """A function to call at the beginning of every step: it ends a block every `steps` steps, reports how long the
-    block took (by both clocks), and waits for the next turn."""
+    """Return a function to call at the beginning of every step.
+
+    It ends a block every `steps` steps, reports the block's duration (by both clocks), and waits for the next
+    turn.
+    """
     state: dict[str, Any] = {"step": 0}
 
     def step_begins() -> None:
@@ -63,7 +66,7 @@ def turns(connection: Connection, steps: int) -> Callable[[], None]:
 
 
 def contender(name: str, shape: Shape, folder: Path, steps: int, total: int, connection: Connection) -> None:
-    """The process of a contender: its output goes to a file, and the parent starts each of its turns."""
+    """Run as the process of a contender: output goes to a file, and the parent starts each of its turns."""
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -89,11 +92,11 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
         return original(*args)
 
     forward.ForwardStep.__call__ = forward_step  # type: ignore[method-assign,assignment]
-    pretrain.main(run_words(plan, "cpu"))
+    pretrain.main(run_argv(plan, "cpu"))
 
 
 def hugging_face(shape: Shape, precision: str, begins: Callable[[], None]) -> None:
-    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything next to it."""
+    """Train `LlamaForCausalLM` on random tokens, in an eager loop that does nothing else."""
     import torch
 
     model = llama(shape).to(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -116,7 +119,7 @@ def hugging_face(shape: Shape, precision: str, begins: Callable[[], None]) -> No
 
 
 def compare(precision: str, shape: Shape, blocks: int, steps: int) -> list[dict[str, Any]]:
-    """Let ours and Hugging Face's take turns; a row for each of Hugging Face's ways."""
+    """Let ours and Hugging Face's take turns; return a row for each of Hugging Face's precisions."""
     names = [f"ours-{precision}", *CONTENDERS[precision]]
     context = mp.get_context("spawn")
     total = (blocks + WARMUP_BLOCKS + 1) * steps
@@ -144,7 +147,7 @@ def compare(precision: str, shape: Shape, blocks: int, steps: int) -> list[dict[
 
 
 def take_turns(pipes: dict[str, Connection], blocks: int) -> dict[str, list[list[float]]]:
-    """(wall, processor) seconds of each contender's blocks; the order is turned round from block to block."""
+    """Return (wall, processor) seconds of each contender's blocks; reverse the order in every block."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in pipes}
     names = list(pipes)
     for block in range(WARMUP_BLOCKS + blocks):
@@ -157,7 +160,7 @@ def take_turns(pipes: dict[str, Connection], blocks: int) -> dict[str, list[list
 def row(
     precision: str, name: str, mine: list[list[float]], theirs: list[list[float]], steps: int
 ) -> dict[str, Any]:
-    """Medians (seconds a step) and the median of the blocks' ratios with its quartiles, and that of processor time."""
+    """Return medians (seconds a step), median and quartiles of the blocks' ratios, processor ratio."""
     ratios, processor = (
         statistics.quantiles([ours[clock] / other[clock] for ours, other in zip(mine, theirs, strict=True)])
         for clock in (0, 1)

@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after an interrupt.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # replace what its encoding lacks, instead of failing at it
+        if isinstance(stream, io.TextIOWrapper):  # replace what the encoding lacks, do not raise
             stream.reconfigure(errors="replace")
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         completion.complete(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
-    cut = argv.index("--") if "--" in argv else len(argv)  # argparse confuses the two sides
+    cut = argv.index("--") if "--" in argv else len(argv)  # argparse confuses the two sides of `--`
     command = next((word for word in argv[:cut] if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         parser.error(
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
+        # The reader (`| head`) closed the pipe; without this the interpreter prints another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except UserError as error:
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
-        from megatron_lrpath.plan.secrets import hide_message  # start-up time: it loads what reads plans
+        from megatron_lrpath.plan.secrets import hide_message  # imported here to shorten the start-up
 
         super().error(hide_message(message))
 

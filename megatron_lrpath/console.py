@@ -26,7 +26,7 @@ def say(text: str) -> None:
 
 
 def say_next(text: str) -> None:
-    """Print the command that comes next: the last line on the standard output of a command that is done."""
+    """Print the next command: the last line on the standard output of a completed command."""
     print(f"next: {text}", flush=True)
 
 

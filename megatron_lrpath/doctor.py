@@ -37,13 +37,13 @@ def machine_checks(folder: Path) -> list[Finding]:
         ),
         megatron_check(MEGATRON),
     ]
-    for name in PACKAGES:  # what else training needs
+    for name in PACKAGES:  # further packages that a training needs
         found = version(name)
         checks.append(verdict(name, bool(found), found or "not installed", advice=f"pip install {name}"))
     checks += [gpu_check(gpus), *accelerator_checks(bool(gpus)), nccl_check(bool(gpus))]
     helpers = machine.importable("megatron.core.datasets.helpers_cpp")
     helpers_advice = "Reinstall megatron-core from its wheel; compiling needs g++ and make."
-    compiled = "compiled" if helpers else "not compiled"  # without them every start tries to compile them
+    compiled = "compiled" if helpers else "not compiled"  # otherwise every start tries to compile them
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     sbatch = shutil.which("sbatch")
     return [

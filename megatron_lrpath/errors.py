@@ -114,7 +114,7 @@ def is_transient(error: OSError) -> bool:
 
 
 def message_of(error: OSError) -> str:
-    """Return the message for an OSError: the file, the cause, what to do. All modules use this rule."""
+    """Return the message for an OSError: the file, the cause, the remedy. All modules use this function."""
     place = error.filename if error.filename is not None else "input or output"
     place = os.fsdecode(place) if isinstance(place, bytes) else str(place)
     if error.errno is None:  # a library's own text

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-FAILED = 1  # calling again may help
-BAD_INPUT = 2  # the user has to change something first
-SAVED_AND_STOPPED = 75  # sysexits.h EX_TEMPFAIL: saved after a signal, call again
+FAILED = 1  # a retry may succeed
+BAD_INPUT = 2  # the user must change something first
+SAVED_AND_STOPPED = 75  # sysexits.h EX_TEMPFAIL: saved after a signal, to be resumed by a retry
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 

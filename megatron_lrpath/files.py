@@ -17,17 +17,17 @@ from typing import Any, BinaryIO
 
 from megatron_lrpath.errors import UserError
 
-TEMPORARY = ".tmp"  # ends the name of what is not finished; `.NAME.xxxxxxxx.tmp` is to become NAME
-REPLACED = ".old"  # ends the name of a file or folder while it is replaced
-ABANDONED_SECONDS = 86400.0  # age of abandoned temporary files, where a disk has no locks
+TEMPORARY = ".tmp"  # suffix of unfinished files; `.NAME.xxxxxxxx.tmp` will become NAME
+REPLACED = ".old"  # suffix of a file or folder while it is replaced
+ABANDONED_SECONDS = 86400.0  # age of abandoned temporary files on a disk without locks
 EXCHANGE = 2  # renameat2: RENAME_EXCHANGE
 AT_FDCWD = -100
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux
-ROOM = 300  # bytes, for a run and its longest files below an output
+ROOM = 300  # bytes for a run and its longest file names below an output
 
 
 def length_problem(folder: Path | str) -> str | None:
-    """Return why the file system cannot hold a folder with runs; None if it can. The folder need not exist."""
+    """Return why the file system cannot have a folder of this name with runs, or None; it need not exist."""
     whole = os.path.abspath(folder)
     longest = max(len(os.fsencode(part)) for part in Path(whole).parts)
     if longest > NAME_LIMIT:
@@ -78,7 +78,7 @@ def _new_file(target: Path) -> tuple[int, str]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
-        os.close(descriptor)  # another process has removed it as abandoned before it was locked
+        os.close(descriptor)  # another process removed it as abandoned before it was locked
 
 
 def sweep_abandoned(target: Path) -> bool:
@@ -98,7 +98,7 @@ def _remove_abandoned(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
-        return True  # removed meanwhile, or another user's
+        return True  # removed in the meantime, or owned by another user
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -167,7 +167,7 @@ def appearing_folder(target: Path) -> Iterator[Path]:
         _put_in_place(folder, target)
         sync_folder(target.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what was replaced, or what did not get so far
+        shutil.rmtree(folder, ignore_errors=True)  # the replaced content, or the unfinished one
         os.close(descriptor)
 
 
@@ -175,7 +175,7 @@ def _new_folder(target: Path) -> tuple[int, Path]:
     """Create a temporary folder for `target`, locked while its descriptor is open: (descriptor, folder)."""
     parent = os.open(target.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # one at a time looks around and takes its place
+        with suppress(OSError):  # one process at a time looks for leftovers and creates its folder
             fcntl.flock(parent, fcntl.LOCK_EX)
         _restore(target)
         if sweep_abandoned(target):

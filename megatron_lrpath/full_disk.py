@@ -51,14 +51,14 @@ class PatientFile:
         self.what = what
         self._waiting = bytearray()
         self._unsynced: bytearray | None = bytearray() if synced else None
-        self._safe = 0  # bytes of the file that were there when it was opened, or are synced
+        self._safe = 0  # bytes of the file that existed when it was opened, or are synced
         self._refused = False
         self._descriptor: int | None = None
         self._lock = threading.Lock()
 
     @property
     def closed(self) -> bool:
-        """Whether no file is open."""
+        """Return whether no file is open."""
         return self._descriptor is None
 
     def write(self, data: bytes) -> None:
@@ -131,7 +131,7 @@ class PatientFile:
 
 def record_writer(original: Callable[[Any], Any], writer: Any) -> Any:
     """Buffer TensorBoard's event files, too, except those on object stores."""
-    # TensorFlow's: name.
+    # `name` is the attribute of TensorFlow's writer.
     name = os.fsdecode(getattr(writer, "filename", b"") or getattr(writer, "name", ""))
     local = name and "://" not in name
     return original(PatientFile(Path(name), "What TensorBoard shows") if local else writer)

@@ -14,7 +14,7 @@ from megatron_lrpath.files import naming
 from megatron_lrpath.reading import read_json
 
 LOCK_NAME = ".lock"
-MAX_BYTES = 4096  # of the owner
+MAX_BYTES = 4096  # of the owner's entry
 
 
 class LockHeldError(Exception):
@@ -37,7 +37,7 @@ class FolderLock:
         """Lock `folder` (created if missing); retry for `patience` seconds.
 
         A reader that tests whether the lock is held acquires it for a moment, so a single try can fail.
-        Raises `LockHeldError` if another process holds the lock.
+        Raise `LockHeldError` if another process holds the lock.
         """
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -54,7 +54,7 @@ class FolderLock:
         return cls(folder, descriptor)
 
     def fileno(self) -> int:
-        """The file descriptor, to be passed to a child that shall hold the lock, too."""
+        """Return the file descriptor, to be inherited by a child that must also hold the lock."""
         return self._descriptor
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ from megatron_lrpath.errors import UserError
 USUAL_VOCABULARY = 100_000
 """Assumed size of a vocabulary that neither the plan nor the tokenizer gives; for predictions of sizes."""
 
-# LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper; they
-# are the ones under which the parameter counts fit the names (see `parameter_count`).
+# LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper;
+# with these values the parameter counts match the names (see `parameter_count`).
 _LLAMA: dict[str, Any] = {
     "swiglu": True,
     "normalization": "RMSNorm",
@@ -64,8 +64,8 @@ RECIPES: dict[str, Recipe] = {
     "608m": _llama(24, 1024, 16, 6e-4, "Table 9, 608M"),
     "1.2b": _llama(24, 1536, 16, 3e-4, "Table 9, 1.2B"),
     "2.1b": _llama(48, 1536, 16, 3e-4, "Table 9, 2.1B"),
-    # Table 9 prints a hidden size of 8,192 here, which would be a model of 44.6B parameters: with 2,048 the
-    # FFN is 8,192 wide and the count fits the name.
+    # Table 9 has a hidden size of 8,192 here, which would be a model of 44.6B parameters: with 2,048 the
+    # FFN is 8,192 wide and the count matches the name.
     "3.1b": _llama(40, 2048, 32, 3e-4, "Table 9, 3.1B, hidden size 2,048 (the 8,192 printed is the FFN's)"),
     "qwen-1.2b": _llama(24, 1536, 16, 3e-4, "Table 5, Qwen-1.2B: biases in QKV", add_qkv_bias=True),
 }
@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
 def resolve_model(spec: ModelSpec) -> dict[str, Any]:
     """Return the model's Megatron arguments: the recipe's, with the overrides applied.
 
-    Raises UserError for an unknown recipe, or if there is no recipe and the size is not given.
+    Raise UserError for an unknown recipe, or if there is no recipe and the size is not given.
     """
     if spec.recipe is not None and spec.recipe not in RECIPES:
         raise UserError(f"there is no recipe {spec.recipe!r}; there are {', '.join(RECIPES)}")
@@ -125,7 +125,7 @@ def parameter_count(arguments: dict[str, Any], vocab_size: int) -> int:
 
     Embeddings V·h (twice if untied); for each layer QKV and output projection, the MLP (three matrices
     with a gated activation, two without) and two norms; one final norm; biases if the arguments enable
-    them. Raises UserError for mixture-of-experts and multi-latent attention, which this formula does not
+    them. Raise UserError for mixture-of-experts and multi-latent attention, which this formula does not
     cover.
     """
     for name in ("num_experts", "multi_latent_attention"):

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 class Kind:
     """A kind of run.
 
-    - `prefix`: of the runs' names, before the version's; the whole name for runs without a version of
-    their own. - `shape`: of its learning-rate path (`schedule.SHAPES`); `warms_up`: whether the path
-    begins with a warm-up. - `about`: its description, for model cards. - `needs_parent`: whether it starts
-    from a checkpoint of another run. - `makes_version`: whether its final checkpoint is a version's model.
+    - `prefix`: of the runs' names, before the version's; the whole name for runs without their own version.
+    - `shape`: of its learning-rate path (`schedule.SHAPES`).
+    - `warms_up`: whether the path begins with a warm-up.
+    - `about`: its description, for model cards.
+    - `needs_parent`: whether it starts from a checkpoint of another run.
+    - `makes_version`: whether its final checkpoint is a version's model.
     - `has_cycle`: whether a plan's `cycle_steps` can set the length of its decay.
     """
 
@@ -37,10 +39,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class CptVariant:
-    """How a continual run sets the rate: `shape` and `warms_up` replace those of `Kind`.
+    """The rate of continual runs: `shape` and `warms_up` replace those of `Kind`.
 
-    With `falls` its maximum is the rate at its first step of one schedule over all steps up to its end, so that
-    the maxima fall from round to round.
+    With `falls` its maximum is the rate at its first step of one schedule over all steps up to its end, so
+    that the maxima fall from version to version.
     """
 
     name: str
@@ -54,8 +56,9 @@ class CptVariant:
 class Paradigm:
     """A method to train the models of a plan's versions.
 
-    - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: the full name. - `kinds`:
-    of its runs. - `colour`: in figures, from Okabe and Ito's palette for colour-blind readers.
+    - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: the full name.
+    - `kinds`: of its runs.
+    - `colour`: in figures, from Okabe and Ito's palette for color-blind readers.
     """
 
     name: str

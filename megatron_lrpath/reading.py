@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from megatron_lrpath.errors import UserError, cause
 
-MAXIMUM_BYTES = 64 * 2**20  # of a file; the largest, tokenizers and manifests, have a few of these
-MAXIMUM_DEPTH = 64  # of lists and objects in each other
+MAXIMUM_BYTES = 64 * 2**20  # of a file; the largest, tokenizers and manifests, have a few MB
+MAXIMUM_DEPTH = 64  # of nested lists and objects
 MAXIMUM_DIGITS = 400  # of a number, as written
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # as an escape; as bytes it is not UTF-8
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped half of a surrogate pair; as bytes it is not UTF-8
 
 
 class UnreadableError(ValueError):

@@ -1,4 +1,4 @@
-"""Path switching in your own pretrain script: Megatron's `parse_and_validate_args` and `pretrain`, extended.
+"""Path switching in a custom pretrain script: Megatron's `parse_and_validate_args` and `pretrain`, extended.
 
 A script built like Megatron-LM's `pretrain_gpt.py` imports these two names from here instead of from
 `megatron.training`, above its other imports of Megatron (see docs/coming-from-megatron.md); the import
@@ -28,7 +28,7 @@ def begin(argv: list[str] | None = None) -> Script:
     with exits.reported():
         session = open_session(sys.argv[1:] if argv is None else argv, exits, Signals())
         from megatron_lrpath.training.own_script import (
-            Script,  # imports Megatron, which the device must precede
+            Script,  # imports Megatron, after the device is prepared
         )
 
         return Script(session)

@@ -37,7 +37,7 @@ def read_sealed(path: Path, maximum: int = MAXIMUM_BYTES) -> tuple[dict[str, Any
 
 
 def unsealed(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return an object without its checksum, and whether it had one. Raises UnreadableError if they do not match."""
+    """Return an object without its checksum, and whether it had one. Raise UnreadableError if they do not match."""
     content = {name: entry for name, entry in value.items() if name != SEAL}
     if SEAL in value and value[SEAL] != json_digest(content):
         raise UnreadableError("damaged: its content does not match its checksum")

@@ -9,12 +9,12 @@ MISSING = "–"
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:
-    """`1 run`, `2 runs`, `2 processes` (ending `es`)."""
+    """Format a count with its noun: `1 run`, `2 runs`, `2 processes` (ending `es`)."""
     return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def short_number(value: float) -> str:
-    """A large count with three digits: 812, 4.1K, 52.4M, 10.5B."""
+    """Format a large count with three digits: 812, 4.1K, 52.4M, 10.5B."""
     for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "K"), (1e9, 1e6, "M"), (1e12, 1e9, "B")):
         if abs(value) < limit * 0.9995:
             return f"{value / divisor:.3g}{suffix}"
@@ -22,7 +22,7 @@ def short_number(value: float) -> str:
 
 
 def byte_size(number: float) -> str:
-    """A number of bytes: `820 bytes`, `1.3 GB`."""
+    """Format a number of bytes: `820 bytes`, `1.3 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
@@ -31,7 +31,7 @@ def byte_size(number: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash if it is unknown."""
+    """Format a duration: `48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash if it is unknown."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
@@ -44,12 +44,12 @@ def duration(seconds: float | None) -> str:
 
 
 def hours_text(hours: float, unit: str) -> str:
-    """`1,234.5 GPU hours`; `unit` is the resource: a GPU or a process."""
+    """Format hours: `1,234.5 GPU hours`; `unit` is the resource: a GPU or a process."""
     return f"{hours:,.1f} {unit} hours" if hours >= 0.1 else f"less than 0.1 {unit} hours"
 
 
 def clock(seconds: float) -> str:
-    """A duration in a narrow column: `m:ss`, `h:mm:ss`, or days and hours."""
+    """Format a duration for a narrow column: `m:ss`, `h:mm:ss`, or days and hours."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     if hours >= 48:
@@ -58,21 +58,21 @@ def clock(seconds: float) -> str:
 
 
 def decimals(values: Sequence[float]) -> int:
-    """The number of decimals for perplexities: two as in the paper, three below 10."""
+    """Return the number of decimals for perplexities: two as in the paper, three if one is below 10."""
     return 3 if values and min(values) < 10 else 2
 
 
 def signed_percent(value: float) -> str:
-    """A relative change with its sign: `+2.1%`, `−0.4%`."""
+    """Format a relative change with its sign: `+2.1%`, `−0.4%`."""
     return f"{value:+.1%}".replace("-", "−")
 
 
 def listing(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join items to a list: `a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` if one of the known names is similar, else nothing."""
+    """Return ` (did you mean 'x'?)` if one of the known names is similar, else an empty text."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

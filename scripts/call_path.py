@@ -79,7 +79,7 @@ def started(code, offset):
             if call not in calls:
                 calls.add(call)
                 write(event="call", caller=call[0], called=call[1])
-            return  # the next caller may be another
+            return  # the next caller may differ
         if code.co_name in ("__init__", "pretrain", "step"):
             frame = sys._getframe(1)
             if event := landmark(code, frame):
@@ -103,7 +103,7 @@ make_plan(Path(sys.argv[1]), (6, 6))
 
 
 def main() -> int:
-    """Print the call path of a tree; 0."""
+    """Print the call path of a tree; return 0."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,7 +126,7 @@ def main() -> int:
 
 
 def train(tree: Path, folder: Path) -> list[dict[str, Any]]:
-    """Train the main path of a tiny plan with the tree's own Python; what the watcher wrote, in order of time."""
+    """Train the main path of a tiny plan with the tree's Python; return the watcher's entries by time."""
     python = str(tree / ".venv/bin/python")
     module = "support.training_fixtures" if (tree / "tests/support/training_fixtures.py").exists() else ""
     make_plan = MAKE_PLAN.format(module=module or "training_fixtures")
@@ -142,7 +142,7 @@ def train(tree: Path, folder: Path) -> list[dict[str, Any]]:
     options = ["--paradigm", "ours", "--run", "main", "--jobs", "1", "--device", "cpu", "--no-evaluate"]
     run = [python, "-m", "megatron_lrpath.cli", "run"]
     known = subprocess.run([*run, "--help"], cwd=tree, capture_output=True, text=True, check=True).stdout
-    if "--cold" in known:  # a fork of a warm process does not show the functions that asked for it
+    if "--cold" in known:  # a fork of a warm process does not show the functions that requested it
         options.append("--cold")
     command = [*run, str(folder / "plan.yaml"), *options]
     subprocess.run(command, cwd=tree, env=environment, check=True, stdout=sys.stderr)

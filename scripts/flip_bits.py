@@ -24,7 +24,7 @@ from tests.support.flips import READERS, Flip, build, flip_bits
 
 
 def tell(flip: Flip) -> None:
-    """Print output that must not appear."""
+    """Print a silently accepted flip or one with a stack trace."""
     if flip.taken == "silent" or flip.trace:
         what = "accepted in silence" if flip.taken == "silent" else "a stack trace"
         print(f"{what}: byte {flip.byte} bit {flip.bit} of {flip.path}, {flip.reader}", flush=True)
@@ -32,14 +32,14 @@ def tell(flip: Flip) -> None:
 
 
 def main() -> int:
-    """Flip, and say what was found."""
+    """Flip bits and print the results; return 1 if a flip was accepted silently or printed a stack trace."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--flips", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder) / "plan"  # readers find the files where they were trained
+        at = Path(folder) / "plan"  # readers look for the files where they were trained
         at.mkdir()
         build(at)
         base = at.rename(Path(folder) / "base")

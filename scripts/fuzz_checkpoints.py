@@ -97,12 +97,12 @@ EVENTS = (
 
 
 def known_names() -> list[str]:
-    """Every name that a reader accepts."""
+    """Return all names that a reader accepts."""
     return sorted({*METADATA_NAMES, *objects.object_names(), *extra_state.NAMES, *extra_state.STORAGE_NAMES})
 
 
 class Grammar:
-    """Pickles by chance: each method writes opcodes that leave one more value on the stack."""
+    """Random pickles: each method returns opcodes that leave one more value on the stack."""
 
     def __init__(self, rng: random.Random, metadata: bytes) -> None:
         self.rng, self.metadata = rng, metadata
@@ -113,13 +113,13 @@ class Grammar:
         self.table: Mapping[str, May] = METADATA_NAMES
 
     def content(self) -> bytes:
-        """A whole pickle; half of them with accepted names, to get further into the reader."""
+        """Return a whole pickle; half of them use accepted names only, to get further into the reader."""
         self.memo, self.mild, self.table = 0, self.rng.random() < 0.5, self.rng.choice(self.tables)
         body = self.value(self.rng.randint(1, 5))
         shape = self.rng.random()
         if shape < 0.2:
             return b"\x80\x04" + body + b"."
-        if shape < 0.3:  # what came before is dropped
+        if shape < 0.3:  # the previous value is dropped
             return b"\x80\x04" + body + b"0" + self.value(2) + b"."
         if shape < 0.5:  # a piece of real metadata is replaced
             place = self.rng.randrange(2, len(self.metadata))
@@ -134,7 +134,7 @@ class Grammar:
         return b"\x80\x04" + made + b"}(" + inner + self.text(field) + body + b"ub."
 
     def value(self, depth: int) -> bytes:
-        """Any value."""
+        """Return any value."""
         makers: list[Callable[[int], bytes]] = [self.scalar, self.recalled]
         if depth > 0:
             often = [self.scalar, self.collection] if self.mild else [self.odd, self.called, self.built]
@@ -145,13 +145,13 @@ class Grammar:
         return made
 
     def put(self) -> bytes:
-        """Keep the value on top."""
+        """Return opcodes that store the top of the stack in the memo."""
         number, self.memo = self.memo, self.memo + 1
         ways = [b"q" + bytes([number % 256]), b"r" + struct.pack("<I", number), b"p%d\n" % number, b"\x94"]
         return self.rng.choice(ways[:2] if self.mild else ways)
 
     def recalled(self, depth: int) -> bytes:
-        """A kept value."""
+        """Return a value from the memo."""
         if not self.memo:
             return self.any_name()
         number = self.rng.randrange(self.memo)
@@ -159,7 +159,7 @@ class Grammar:
         return self.rng.choice(ways[:2] if self.mild else ways)
 
     def scalar(self, depth: int) -> bytes:
-        """A number, text, bytes or a name."""
+        """Return a number, text, bytes or a name."""
         number = self.rng.choice([0, 1, 2, 255, 2**31 - 1])
         text = self.rng.choice([*ATTRIBUTES, "touch effect", "__0_0.distcp", "../x", "é"]).encode()
         if self.mild:
@@ -198,31 +198,31 @@ class Grammar:
         )()
 
     def text(self, value: str) -> bytes:
-        """A text."""
+        """Return a text."""
         raw = value.encode()
         return (
             b"\x8c" + bytes([len(raw)]) + raw if len(raw) < 256 else b"X" + struct.pack("<I", len(raw)) + raw
         )
 
     def any_name(self) -> bytes:
-        """A name that readers accept, or a name that an attacker would use."""
+        """Return a name that readers accept, or a name that an attacker would use."""
         if self.mild:
             return self.allowed(May(0))
         return self.name(self.rng.choice(self.names if self.rng.random() < 0.75 else STRANGERS))
 
     def allowed(self, may: May) -> bytes:
-        """A name for which the reader's table allows that."""
+        """Return a name for which the reader's table allows `may`."""
         return self.name(self.rng.choice([name for name, allowed in self.table.items() if may in allowed]))
 
     def name(self, name: str) -> bytes:
-        """A name, split in one of two ways."""
+        """Return a name, split in one of two ways."""
         module, _, last = name.rpartition(".")
         if self.rng.random() < 0.5:
             return b"c" + module.encode() + b"\n" + last.encode() + b"\n"
         return self.text(module) + self.text(last) + b"\x93"
 
     def collection(self, depth: int) -> bytes:
-        """A list, tuple, dict or set."""
+        """Return a list, tuple, dict or set."""
         one, two = self.value(depth - 1), self.value(depth - 1)
         key = self.text(self.rng.choice(ATTRIBUTES))
         if self.mild:
@@ -247,14 +247,14 @@ class Grammar:
         )
 
     def arguments(self, depth: int) -> bytes:
-        """A tuple."""
+        """Return a tuple of arguments."""
         one = self.value(depth - 1)
         return self.rng.choice(
             [b")", one + b"\x85", self.text("touch effect") + b"\x85", b"K\x01\x85", b"K\x0f\x85"]
         )
 
     def called(self, depth: int) -> bytes:
-        """A call or a new object."""
+        """Return a call or a new object."""
         name = self.any_name() if self.rng.random() < 0.9 else self.value(depth - 1)
         arguments = self.arguments(depth)
         if self.mild:
@@ -274,7 +274,7 @@ class Grammar:
         )
 
     def built(self, depth: int) -> bytes:
-        """BUILD, items or elements on a name, an object, a member or a kept value."""
+        """Return BUILD, items or elements on a name, an object, a member or a value from the memo."""
         target = self.rng.choice([self.any_name, lambda: self.called(depth), lambda: self.recalled(depth)])()
         key = self.text(self.rng.choice(ATTRIBUTES))
         state = b"}" + key + self.value(depth - 1) + b"s"
@@ -298,7 +298,7 @@ class Grammar:
         )
 
     def odd(self, depth: int) -> bytes:
-        """What pickles of data do not use."""
+        """Return opcodes that pickles of data do not use."""
         return self.rng.choice(
             [
                 self.value(depth - 1) + b"2",
@@ -319,7 +319,7 @@ class Grammar:
 
 
 def resolved(name: str) -> Any:
-    """The object of a name, None where it is not installed."""
+    """Return the object of a name, None if it is not installed."""
     module, _, last = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), last, None)
@@ -328,7 +328,7 @@ def resolved(name: str) -> Any:
 
 
 class Oracle:
-    """What of the interpreter an input could have changed."""
+    """State of the interpreter that an input could have changed."""
 
     def __init__(self) -> None:
         found = [resolved(name) for name in (*known_names(), *STRANGERS)]
@@ -356,7 +356,7 @@ class Oracle:
         sys.addaudithook(self.note)
 
     def note(self, event: str, args: tuple[Any, ...]) -> None:
-        """An audit event."""
+        """Record an audit event that may be an effect."""
         if not self.active or not event.startswith(EVENTS):
             return
         if event == "open" and not (isinstance(args[2], int) and args[2] & WRITES):
@@ -366,7 +366,7 @@ class Oracle:
         self.events.append(f"{event} {str(args)[:200]}")
 
     def state(self) -> dict[Any, Any]:
-        """Attributes by identity, and what else there is to see."""
+        """Return the attributes of the watched objects by identity, and the rest of the visible state."""
         state: dict[Any, Any] = {
             number: [(key, id(value)) for key, value in list(vars(one).items())]
             for number, one in self.watched.items()
@@ -385,7 +385,7 @@ class Oracle:
 
     @contextlib.contextmanager
     def watching(self, effects: list[str]) -> Iterator[None]:
-        """Add to `effects` what happens meanwhile."""
+        """Add to `effects` the effects that occur in the context."""
         before = self.before or self.state()
         self.events.clear()
         self.active = True
@@ -401,7 +401,7 @@ class Oracle:
 
 
 def archive(content: bytes) -> bytes:
-    """What `torch.save` writes around a pickle."""
+    """Return a pickle in the archive that `torch.save` writes."""
     stream = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(stream)
     writer.write_record("data.pkl", content, len(content))
@@ -412,7 +412,7 @@ def archive(content: bytes) -> bytes:
 
 
 def doors(content: bytes) -> Iterator[Callable[[], Any]]:
-    """Every way by which a pickle of a checkpoint is read."""
+    """Yield all ways in which a pickle of a checkpoint is read."""
     packed = archive(content)
     yield lambda: load_metadata(content, Path(".metadata"))
     yield lambda: objects.load(io.BytesIO(packed))
@@ -422,7 +422,7 @@ def doors(content: bytes) -> Iterator[Callable[[], Any]]:
 
 
 def sample_metadata(folder: Path) -> bytes:
-    """Real metadata, which also warms up what torch loads late."""
+    """Return real metadata; this also loads what torch imports late."""
     import torch.distributed.checkpoint as dcp
 
     dcp.save({"a": torch.ones(3), "b": [1]}, checkpoint_id=folder, no_dist=True)
@@ -438,7 +438,7 @@ def sample_metadata(folder: Path) -> bytes:
 def fuzz(
     inputs: int, seed: int, oracle: Oracle, folder: Path
 ) -> tuple[list[tuple[bytes, list[str]]], Counter[str]]:
-    """Read `inputs` pickles in an empty `folder`; those with an effect, and how the others ended."""
+    """Read `inputs` pickles in an empty `folder`; return those with an effect, and the counts of outcomes."""
     grammar = Grammar(random.Random(seed), sample_metadata(folder / "sample"))
     bad, ended = [], Counter[str]()
     with contextlib.chdir(folder):
@@ -460,7 +460,7 @@ def fuzz(
 
 
 def main() -> int:
-    """Fuzz, and say what was found."""
+    """Fuzz and print the results; return 1 if an input had an effect."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)

@@ -37,16 +37,16 @@ from megatron_lrpath import files
 from megatron_lrpath.errors import UserError
 
 Call = Callable[[Path], None]
-PATIENCE = 120.0  # seconds for a call, and for the processes that it has started to be gone
+PATIENCE = 120.0  # seconds until a call and the processes that it started must have ended
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One command. `prepare` makes its inputs in the folder `in`, `call` writes the folder `out`.
+    """A command. `prepare` makes its inputs in the folder `in`, `call` writes the folder `out`.
 
-    `exact`: two undisturbed calls write the same bytes. `again`: called once more, it overwrites the existing files.
-    `warm`: modules that are imported once, before the processes are forked. `check` fails where what a killed call
-    has left cannot be used.
+    `exact`: two undisturbed calls write the same bytes. `again`: a second call overwrites the existing files.
+    `warm`: modules that are imported once, before the processes are forked. `check` fails if the output of a
+    killed call cannot be used.
     """
 
     prepare: Call
@@ -58,24 +58,24 @@ class Writer:
 
 
 def draw_inputs(folder: Path) -> None:
-    """A dataset of documents."""
+    """Make a dataset of documents."""
     from tests.support.data_fixtures import make_lengths_dataset
 
     make_lengths_dataset(folder / "in/web", [7, 9, 11] * 40)
 
 
 def draw_slices(folder: Path) -> None:
-    """`tools/slice_versions.py`: three slices, drawn together."""
+    """Draw three slices together with `tools/slice_versions.py`."""
     from tools import slice_versions
 
-    words = ["--source", str(folder / "in/web"), "--output", str(folder / "out"), "--seed", "1"]
-    args = slice_versions.build_parser().parse_args([*words, "--tokens", "200,200", "--valid-tokens", "100"])
+    argv = ["--source", str(folder / "in/web"), "--output", str(folder / "out"), "--seed", "1"]
+    args = slice_versions.build_parser().parse_args([*argv, "--tokens", "200,200", "--valid-tokens", "100"])
     status = slice_versions.slice_versions(args)
     assert status == 0
 
 
 def dataset_inputs(folder: Path) -> None:
-    """Two datasets to merge."""
+    """Make two datasets to merge."""
     from tests.support.data_fixtures import make_lengths_dataset
 
     for number in range(2):
@@ -83,7 +83,7 @@ def dataset_inputs(folder: Path) -> None:
 
 
 def merge_datasets(folder: Path) -> None:
-    """`tools/merge_datasets.py`."""
+    """Run `tools/merge_datasets.py`."""
     from tools.merge_datasets import merge_datasets as merge
 
     (folder / "out").mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def merge_datasets(folder: Path) -> None:
 
 
 def checkpoint_inputs(folder: Path) -> None:
-    """A run with two checkpoints."""
+    """Make a run with two checkpoints."""
     from tests.merge.test_merge import write_checkpoint
 
     for step in (5, 10):
@@ -99,14 +99,14 @@ def checkpoint_inputs(folder: Path) -> None:
 
 
 def merge_checkpoints(folder: Path) -> None:
-    """The merge of a run's checkpoints, as `lrpath merge` calls it."""
+    """Merge a run's checkpoints, as `lrpath merge` does."""
     from megatron_lrpath.merge.torch_dist import merge_checkpoints as merge
 
     merge(folder / "in/checkpoints", [5, 10], [0.5, 0.5], folder / "out", 10)
 
 
 def model_inputs(folder: Path) -> None:
-    """A small model as Hugging Face stores one."""
+    """Write a small model in Hugging Face's format."""
     import torch
     from safetensors.torch import save_file
 
@@ -133,14 +133,14 @@ def model_inputs(folder: Path) -> None:
 
 
 def import_model(folder: Path) -> None:
-    """`tools/import_hf.py`."""
+    """Run `tools/import_hf.py`."""
     from tools.import_hf import import_folder
 
     import_folder(folder / "in", folder / "out")
 
 
 def export_inputs(folder: Path) -> None:
-    """A checkpoint to export."""
+    """Make a checkpoint to export."""
     from tools.import_hf import import_folder
 
     model_inputs(folder)
@@ -148,7 +148,7 @@ def export_inputs(folder: Path) -> None:
 
 
 def export_model(folder: Path) -> None:
-    """`lrpath export --force`, over an earlier export if there is one."""
+    """Run `lrpath export --force`, over an earlier export if there is one."""
     from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
     from tests.support import GOLDEN
@@ -159,7 +159,7 @@ def export_model(folder: Path) -> None:
 
 
 def report_inputs(folder: Path) -> None:
-    """A plan with made-up runs."""
+    """Make a plan with made-up runs."""
     from tests.support import report_tree
 
     (folder / "in").mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def report_inputs(folder: Path) -> None:
 
 
 def write_report(folder: Path) -> None:
-    """`lrpath report`."""
+    """Run `lrpath report`."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.page import make_report
     from megatron_lrpath.report.page import write_report as write
@@ -179,7 +179,7 @@ def write_report(folder: Path) -> None:
 
 
 def chat_inputs(folder: Path) -> None:
-    """A plan with conversations to be fine-tuned on, which were prepared and have changed since."""
+    """Make a plan with conversations for fine-tuning that have changed since they were prepared."""
     from tests.support.sft_fixtures import changed, conversations, sft_plan, write_lines
 
     (folder / "in").mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def chat_inputs(folder: Path) -> None:
 
 
 def prepare_chats(folder: Path) -> None:
-    """`lrpath sft --prepare`."""
+    """Run `lrpath sft --prepare`."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.sft.prepare import prepare
 
@@ -197,7 +197,7 @@ def prepare_chats(folder: Path) -> None:
 
 
 def check_chats(folder: Path) -> None:
-    """The old conversations count, or the new ones."""
+    """Check that the prepared conversations are completely the old or completely the new ones."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.sft.prepared import TRAIN, open_prepared
     from tests.support.sft_fixtures import CHATS
@@ -207,7 +207,7 @@ def check_chats(folder: Path) -> None:
 
 
 def plan_inputs(folder: Path) -> None:
-    """A plan with the files that stand for its data."""
+    """Make a plan with files in place of its data."""
     from tests.support.launch_fixtures import write_plan
 
     (folder / "in/data/slices").mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ def plan_inputs(folder: Path) -> None:
 
 
 def run_plan(folder: Path) -> None:
-    """`lrpath run`, with a stand-in for the training."""
+    """Run `lrpath run` with a stand-in for the training."""
     from megatron_lrpath.launch.local import Options, carry_out
     from megatron_lrpath.plan import load_plan
     from tests.support.launch_fixtures import fake_command
@@ -230,7 +230,7 @@ def run_plan(folder: Path) -> None:
 
 
 def submit_plan(folder: Path) -> None:
-    """`lrpath submit`, to a queue that is a folder of files."""
+    """Run `lrpath submit` with a folder of files as the queue."""
     from megatron_lrpath.launch.slurm import queue as slurm
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings
@@ -267,7 +267,7 @@ def submit_plan(folder: Path) -> None:
 
 
 def job_number(path: Path) -> int:
-    """A job's number, from the random name of its file."""
+    """Return a job's number, from the random name of its file."""
     return int.from_bytes(path.name.encode()[-5:], "big")
 
 
@@ -294,17 +294,17 @@ WRITERS = {
 }
 NEW_CHATS = 30  # conversations
 ORIGINAL_MKSTEMP = tempfile.mkstemp
-LOCKS = {".lock"}  # stay: removing a lock file takes it from a process that waits for it
+LOCKS = {".lock"}  # remain: removing a lock file takes it from a process that waits for it
 
 
 class Moments:
-    """Counts the moments of a process, and kills it at one of them."""
+    """Counter of the moments of a process that kills it at one of them."""
 
     def __init__(self, kill_at: int | None, record: Path) -> None:
         self.kill_at, self.record, self.seen = kill_at, record, 0
 
     def pass_by(self, name: str) -> None:
-        """A moment."""
+        """Record a moment; kill the process if it is the chosen one."""
         self.seen += 1
         if self.kill_at is None:
             with self.record.open("a") as stream:
@@ -313,7 +313,7 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def put_in_place(self) -> None:
-        """Wrap what makes, writes and renames files."""
+        """Wrap the functions that make, write and rename files."""
         for owner, name, before, after in (
             (tempfile, "mkstemp", "", "made"),
             (tempfile, "mkdtemp", "", "made"),
@@ -331,7 +331,7 @@ class Moments:
         owner = os.getpid()
 
         def wrapped(*args: Any, **named: Any) -> Any:
-            ours = os.getpid() == owner  # not the processes that it forks
+            ours = os.getpid() == owner  # not in the processes that it forks
             if before and ours:
                 self.pass_by(before)
             result = original(*args, **named)
@@ -344,7 +344,7 @@ class Moments:
 
 @dataclass
 class Harness:
-    """Kills one writer in `folder`, at `work` (always the same path: outputs may hold it)."""
+    """Kills one writer in `folder`, at `work` (always the same path: outputs may contain it)."""
 
     folder: Path
     name: str
@@ -364,12 +364,12 @@ class Harness:
         self.record.unlink()
 
     def child(self, call: Call, kill_at: int | None = None) -> int:
-        """The exit status of a call in a process of its own, -9 where it was killed; all that it started is gone."""
+        """Call in another process, wait for all that it starts, and return its exit status (-9: killed)."""
         leader = self.start(call, kill_at)
         return self.end(leader)
 
     def start(self, call: Call, kill_at: int | None = None) -> int:
-        """Fork."""
+        """Fork a process that calls; return its id."""
         process = os.fork()
         if process:
             return process
@@ -393,7 +393,7 @@ class Harness:
             os._exit(status)
 
     def end(self, leader: int) -> int:
-        """Wait for a call, and until the processes that it left running have detected its end."""
+        """Wait for a call, and until the processes that it left have ended; return its exit status."""
         status = os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1])
         deadline = time.monotonic() + PATIENCE
         while in_session(leader):
@@ -402,14 +402,14 @@ class Harness:
         return status
 
     def reset(self, with_output: bool = False) -> None:
-        """The inputs alone; or with the output of a whole call."""
+        """Restore the inputs, without output or with the output of an undisturbed call."""
         shutil.rmtree(self.work)
         shutil.copytree(self.template, self.work, symlinks=True)
         if with_output:
             self.check(self.child(self.writer.call), 0)
 
     def kill(self, moment: int, with_output: bool) -> str:
-        """Kill a call at its moment number `moment` (from 1), then call again; the moment's name."""
+        """Kill a call at its moment number `moment` (from 1), then call again; return the moment's name."""
         self.reset(with_output)
         before = contents(self.work)
         status = self.child(self.writer.call, moment)
@@ -424,13 +424,13 @@ class Harness:
         if status == -9 or self.writer.again:
             status = self.child(self.writer.call)
             there = self.work / "out"
-            refused = status == 2 and there.exists() and not self.writer.again  # it had come to its end
+            refused = status == 2 and there.exists() and not self.writer.again  # the killed call was complete
             assert status == 0 or refused, f"{where}: {self.said()}"
         self.compare(where)
         return self.moments[min(moment, len(self.moments)) - 1]
 
     def two_at_once(self) -> None:
-        """Two calls side by side."""
+        """Run two calls at the same time."""
         self.reset()
         statuses = [self.end(one) for one in [self.start(self.writer.call) for _ in range(2)]]
         assert 0 in statuses, f"{self.name}, two at once: {self.said()}"
@@ -438,7 +438,7 @@ class Harness:
         self.compare(f"{self.name}, two at once")
 
     def compare(self, where: str) -> None:
-        """The files are those of an undisturbed call."""
+        """Check that the files are those of an undisturbed call."""
         found = contents(self.work)
         assert set(found) == set(self.whole), f"{where}: {sorted(set(found) ^ set(self.whole))}"
         if self.writer.exact:
@@ -446,16 +446,16 @@ class Harness:
             assert not changed, f"{where}: {changed}"
 
     def check(self, status: int, wanted: int) -> None:
-        """An undisturbed call."""
+        """Check the exit status of an undisturbed call."""
         assert status == wanted, f"{self.name}: {self.said()}"
 
     def said(self) -> str:
-        """The end of what the calls have printed."""
+        """Return the end of the output of the calls."""
         return self.log.read_text(errors="replace")[-3000:]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder by their paths; names that a call draws at random are left out."""
+    """Return the content of all files below a folder by path, without names that a call draws at random."""
     found: dict[str, bytes] = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in LOCKS and "queue" not in path.parts:
@@ -468,7 +468,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_session(leader: int) -> list[int]:
-    """The processes that live in the session of `leader`."""
+    """Return the processes that live in the session of `leader`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
@@ -478,7 +478,7 @@ def in_session(leader: int) -> list[int]:
 
 
 def harass(folder: Path, name: str, kills: int, chosen: random.Random) -> Counter[str]:
-    """Kill a writer at `kills` of its moments (all where there are fewer), and run two at once; what was hit."""
+    """Kill a writer at `kills` of its moments (or all), then run two at once; return the moments hit."""
     harness = Harness(folder / name, name)
     cases = [(moment, False) for moment in range(1, len(harness.moments) + 1)]
     cases += [(moment, True) for moment, _ in cases] if harness.writer.again else []
@@ -490,7 +490,7 @@ def harass(folder: Path, name: str, kills: int, chosen: random.Random) -> Counte
 
 
 def main() -> None:
-    """All writers, or those that are named."""
+    """Test all writers, or those that are named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

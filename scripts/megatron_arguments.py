@@ -23,7 +23,7 @@ TYPES = {int: "int", float: "float"}
 
 
 def fact(action: argparse.Action) -> dict[str, Any]:
-    """The parser's properties of an argument; types of Megatron's own are `text`."""
+    """Return the parser's properties of an argument; types of Megatron's own are `text`."""
     found: dict[str, Any] = {
         "name": action.dest,
         "options": [option.removeprefix("--") for option in action.option_strings],
@@ -41,19 +41,19 @@ def fact(action: argparse.Action) -> dict[str, Any]:
 
 
 def facts() -> list[dict[str, Any]]:
-    """One for each argument of `pretrain_gpt.py`, by name; --help sets nothing."""
+    """Return the properties of each argument of `pretrain_gpt.py`, by name, without --help."""
     machine.activate("cpu")
     found = [fact(action) for action in full_parser()._actions if action.dest != "help"]
     return sorted(found, key=lambda one: (one["name"], one["options"]))
 
 
 def text() -> str:
-    """The file's content."""
+    """Return the file's content."""
     return "[\n" + ",\n".join(json.dumps(one) for one in facts()) + "\n]\n"
 
 
 def main() -> int:
-    """Write the file and name the arguments that the table lacks, or has too many; with --check compare it only."""
+    """Write the file and print arguments that the table lacks or has too many; with --check only compare."""
     parser = argparse.ArgumentParser(description="Write what the installed Megatron's parser and ours take.")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; status 1 where the file is out of date"

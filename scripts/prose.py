@@ -26,13 +26,13 @@ STYLE = ROOT / "scripts/prose.toml"
 FORMS = "preferred"  # the section of the style file, and the name of its check
 CODE = re.compile(r"^ *(```+).*?^ *\1 *$|``.*?``|`[^`\n]*`|<[^>\n]+>|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 VALUE = re.compile(r"\{[^{}]*\}|\S*[\d_/=]\S*")
-QUOTES = re.compile(r"""^[rbfuRBFU]*(\"\"\"|'''|"|')|(\"\"\"|'''|"|')$""")  # proselint passes over quotations
+QUOTES = re.compile(r"""^[rbfuRBFU]*(\"\"\"|'''|"|')|(\"\"\"|'''|"|')$""")  # proselint skips quotations
 FEWEST_WORDS = 4  # a shorter string is a name or a value
 
 
 @cache
 def style() -> dict[str, Any]:
-    """The style file."""
+    """Return the style file."""
     return tomllib.loads(STYLE.read_text(encoding="utf-8"))
 
 
@@ -54,19 +54,19 @@ def registered() -> Config:
 
 
 def blank(text: str) -> str:
-    """As many characters that no check looks at, on as many lines."""
+    """Return as many characters that no check looks at, on as many lines."""
     return re.sub(r"[^\n]", "~", text)
 
 
 def prose_of_markdown(text: str) -> str:
-    """The page with everything that is not prose blanked out: code, tags, link targets, values."""
+    """Return the page with everything blanked out that is not prose: code, tags, link targets, values."""
     for pattern in (CODE, VALUE):
         text = pattern.sub(lambda match: blank(match.group()), text)
     return text
 
 
 def prose_of_page(text: str, name: str) -> str:
-    """A page as `prose_of_markdown` has it, without its rows whose text the code has: it is checked there."""
+    """Return the page's prose without the rows that are generated from code, which is checked itself."""
     for pages, rows in style()["from_code"].items():
         if fnmatch(name, pages):
             text = re.sub(rows, lambda match: blank(match.group()), text, flags=re.MULTILINE)
@@ -74,7 +74,7 @@ def prose_of_page(text: str, name: str) -> str:
 
 
 def prose_of_python(text: str) -> str:
-    """The comments, docstrings and longer strings of a module, at its place; everything else is blanked out."""
+    """Return the comments, docstrings and longer strings of a module in place, the rest blanked out."""
     rows = [["~"] * len(line) for line in text.splitlines()]
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         name = tokenize.tok_name[token.type]
@@ -91,7 +91,7 @@ def prose_of_python(text: str) -> str:
 
 
 def problems(path: Path, name: str, config: Config) -> Iterator[str]:
-    """`FILE:LINE: what is wrong` for everything that the checks find in a file."""
+    """Yield `FILE:LINE: problem` for every finding in a file."""
     text = path.read_text(encoding="utf-8")
     prose = prose_of_python(text) if path.suffix == ".py" else prose_of_page(text, name)
     if not prose.strip("~\n"):

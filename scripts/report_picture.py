@@ -1,7 +1,7 @@
-"""Takes the picture of a report's page that README shows: `python scripts/report_picture.py PAGE PICTURE`.
+"""Take the picture of a report's page that README shows: `python scripts/report_picture.py PAGE PICTURE`.
 
 Needs Chromium (Debian: `apt-get install chromium-headless-shell`). PAGE is `OUTPUT/report/index.html`; the picture is
-the upper part of the page, 1,200 pixels wide, with 64 colours.
+the upper part of the page, 1,200 pixels wide, with 64 colors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 1200, 1000
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the picture; 0, or 2 where there is no browser or no page."""
+    """Write the picture; return 0, or 2 if there is no browser or no page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make .venv: a Python 3.12+ environment with this project and all it needs. A second call takes seconds.
+# Make .venv: a Python 3.12+ environment with this project and its requirements. A second call takes seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "setup: $*"; exit 1; }
 
-# The first interpreter that is new enough; PYTHON names one explicitly.
+# Print the first interpreter that is new enough; PYTHON names an interpreter explicitly.
 find_python() {
   local candidate
   for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3 python3.13 python3.14; do
@@ -34,7 +34,7 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2
 fi
 
 say "setup: installing megatron-lrpath and what it needs (about 6 GB on disk with torch; minutes, once)"
-# Modules are compiled here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each start would compile
+# Modules are compiled here: if PYTHONDONTWRITEBYTECODE is set, as in many containers, each start would compile
 # torch and Megatron again.
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 if "${pip[@]}" install uv >/dev/null 2>&1; then

@@ -32,9 +32,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Resolve a page's links: to other pages by their place in the site, to files of the source as their names.
+    """Resolve a page's links: to other pages by their path in the site, to source files as their names.
 
-    A link to a file that does not exist is left alone, so that the strict build refuses it.
+    A link to a file that does not exist is not changed, so that the strict build refuses it.
     """
     place = page.file.src_uri
     source = place if place in OUTSIDE else f"docs/{place}"

@@ -50,13 +50,13 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 
 
 def test_name(node: str) -> str:
-    """The name of a test in the JUnit report, from its id in pytest."""
+    """Return the name of a test in the JUnit report, from its id in pytest."""
     file, *names = node.split("::")
     return "::".join([".".join([file.removesuffix(".py").replace("/", "."), *names[:-1]]), names[-1]])
 
 
 def prepare(how: str) -> None:
-    """Import what the tests import; with `seams`, apply backend and seams to it."""
+    """Import what the tests import; with `seams`, apply the backend and the seams."""
     if how == "seams":
         # In this order: the backend precedes every import of Megatron.
         from megatron_lrpath.training.machine import activate
@@ -70,7 +70,7 @@ def prepare(how: str) -> None:
 
 
 def main() -> int:
-    """Run the selection both ways and print what differs."""
+    """Run the selection both ways and print the differences; return 1 if a test was lost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,10 +109,10 @@ def main() -> int:
 
 
 def test_files(checkout: Path, chosen: list[str] | tuple[str, ...]) -> list[str]:
-    """The test files among `chosen` files and folders, relative to the checkout.
+    """Return the test files among `chosen` files and folders, relative to the checkout.
 
     Raises:
-        FileNotFoundError: one of them is not there.
+        FileNotFoundError: one of them does not exist.
     """
     found: list[str] = []
     for name in chosen:
@@ -183,7 +183,7 @@ def serve(timeout: float) -> None:
 
 
 def end_of(child: int, timeout: float) -> str:
-    """Wait for a forked process, and kill it with its own after `timeout` seconds: `ended` or `longer`."""
+    """Wait for a forked process, and kill its group after `timeout` seconds; return `ended` or `longer`."""
     with suppress(OSError):
         os.setpgid(child, child)
     descriptor = os.pidfd_open(child)
@@ -196,7 +196,7 @@ def end_of(child: int, timeout: float) -> str:
 
 
 def results(report: Path) -> dict[str, str]:
-    """The outcomes in a JUnit report, by test; none where the file did not come to its end."""
+    """Return the outcomes in a JUnit report, by test; none if the file did not finish."""
     if not report.exists():
         return {}
     cases = ElementTree.parse(report).iter("testcase")
@@ -204,7 +204,7 @@ def results(report: Path) -> dict[str, str]:
 
 
 def outcome(case: ElementTree.Element) -> str:
-    """`passed`, `skipped`, or the first line of what went wrong."""
+    """Return `passed`, `skipped`, or the first line of the failure."""
     for child in case:
         if child.tag == "skipped":
             return "skipped"

@@ -1,6 +1,6 @@
-# What the recipes share: `submit PARADIGM SIZE OPTIONS…` hands in the jobs of examples/paper/SIZE.yaml.
+# Shared by the recipes: `submit PARADIGM SIZE OPTIONS…` submits the jobs of examples/paper/SIZE.yaml.
 # The settings come from slurm/settings.env (or the file that LRPATH_SETTINGS names), options override them.
-# Sourced by a recipe, which has set `root` to the checkout.
+# A recipe sets `root` to the checkout and sources this file.
 set -euo pipefail
 
 submit() {

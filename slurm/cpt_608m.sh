@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=cpt_608m --output=cpt_608m-%j.log --nodes=1 --ntasks=1 --time=10:00
-# Continual pre-training, version after version, of LLaMA-608M: this small job hands in those that train.
+# Continual pre-training, version after version, of LLaMA-608M: this small job submits the training jobs.
 root=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 [ -e "$root/slurm/common.sh" ] || root=${LRPATH_ROOT:-$SLURM_SUBMIT_DIR} # sbatch runs a copy of this file
 source "$root/slurm/common.sh"

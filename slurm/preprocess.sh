@@ -2,8 +2,8 @@
 #SBATCH --job-name=preprocess --output=preprocess-%A-%a.log --open-mode=append --requeue --nodes=1 --ntasks=1
 # Tokenize a delivery of many files as a job array, then merge the shards into one dataset:
 #   bash slurm/preprocess.sh SHARDS --input 'FILES' --output-prefix PREFIX …   (arguments of tools/preprocess_data.py)
-# LRPATH_SBATCH holds further options of sbatch ("--cpus-per-task=16 --time=4:00:00 --partition=cpu"). Called again
-# with the same arguments it does what is missing.
+# LRPATH_SBATCH holds further options of sbatch ("--cpus-per-task=16 --time=4:00:00 --partition=cpu"). A second call
+# with the same arguments does only what is missing.
 set -euo pipefail
 self=$(realpath "${BASH_SOURCE[0]}")
 root=$(dirname "$(dirname "$self")")
@@ -17,8 +17,8 @@ case ${1:-} in
   shard) exec "${tool[@]}" shard "$2" "$SLURM_ARRAY_TASK_ID" ;;
   merge) exec "${tool[@]}" merge "$2" ;;
 esac
-told=$("${tool[@]}" prepare --shards "${1:?how many shards?}" -- "${@:2}")
-missing=${told%%$'\n'*} folder=${told#*$'\n'}
+answer=$("${tool[@]}" prepare --shards "${1:?how many shards?}" -- "${@:2}")
+missing=${answer%%$'\n'*} folder=${answer#*$'\n'}
 export LRPATH_ROOT=$root
 read -ra options <<<"${LRPATH_SBATCH:-}"
 if [ "$missing" != none ]; then

@@ -1,4 +1,4 @@
-"""Settings of every test: one thread a process, the files that wait longest first, and `--fast`."""
+"""Settings of every test: one thread per process, the slowest files first, and `--fast`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ WAITING = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-settings.register_profile("busy", deadline=None)  # on a busy machine the duration of an example means nothing
+settings.register_profile("busy", deadline=None)  # on a busy machine durations have no meaning
 settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--fast`: only what one process can test."""
+    """Add the option `--fast`: only tests that need a single process."""
     parser.addoption("--fast", action="store_true", help="skip every test that starts a process")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """With `--fast` a test is skipped when it, or a fixture of it, starts a process."""
+    """Skip a test with `--fast` when it, or a fixture of it, starts a process."""
     if not item.config.getoption("--fast"):
         return (yield)
 
@@ -44,7 +44,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def skipping(start: Callable[..., Any]) -> Callable[..., Any]:
-    """`start`, that skips the test: unless a library starts a process while it is imported, as torch may."""
+    """Return `start` with a skip of the test, except during an import, when torch may start a process."""
 
     def skip_or_start(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe()
@@ -57,19 +57,19 @@ def skipping(start: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what waits longest, so that the other worker is not idle at the end."""
+    """Put the tests that wait longest first, so that the other worker is not idle at the end."""
     place = {name: number for number, name in enumerate(WAITING)}
     items.sort(key=lambda item: place.get(item.path.stem, len(WAITING)))
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the tests import out of garbage collections: it lives as long as this process."""
+    """Exclude the imported objects from garbage collections: they live as long as this process."""
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def torch_is_left_as_it_was() -> Iterator[None]:
-    """Fail where a module leaves the CPU's backend installed in this process: other tests would compute with it."""
+    """Fail if a module leaves the CPU's backend installed in this process: other tests would use it."""
     yield
     if torch := sys.modules.get("torch"):
         assert not torch.compile.__module__.startswith("megatron_lrpath"), (

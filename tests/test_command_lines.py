@@ -22,7 +22,7 @@ VALUES = {"N": "1", "S": "1", "STEP": "1", "L": "ours", "P%": "1%", "SECONDS": "
 
 
 def lines_of(pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """(page, command line) of every call of lrpath in the parts of the pages that match."""
+    """Yield (page, command line) of every call of lrpath in the matching parts of the pages."""
     for page in PAGES:
         found = "\n".join(pattern.findall(page.read_text(encoding="utf-8"))).replace("\\\n", " ")
         for line in found.splitlines():
@@ -32,35 +32,35 @@ def lines_of(pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
 
 
 def words_of(line: str) -> list[str]:
-    """The arguments of lrpath in a line of shell code: up to Megatron's, a pipe or the like."""
-    words = shlex.split(line, comments=True)[1:]
-    end = next((place for place, word in enumerate(words) if word in ENDS), len(words))
-    return [VALUES.get(word, word) for word in words[:end]]
+    """Return the arguments of lrpath in a line of shell code, up to Megatron's, a pipe or the like."""
+    argv = shlex.split(line, comments=True)[1:]
+    end = next((place for place, word in enumerate(argv) if word in ENDS), len(argv))
+    return [VALUES.get(word, word) for word in argv[:end]]
 
 
 @cache
 def parser() -> argparse.ArgumentParser:
-    """The parser of lrpath."""
+    """Return the parser of lrpath."""
     return build_parser()
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of a command."""
+    """Return the parser of a command."""
     actions = [one for one in parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return actions[0].choices[name]
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(lines_of(BLOCK))))
 def test_a_command_line_of_a_page_parses(page: str, line: str) -> None:
-    words = words_of(line)
-    if words[0] not in ("--help", "COMMAND"):
-        assert parser().parse_args(words).command == words[0]
+    argv = words_of(line)
+    if argv[0] not in ("--help", "COMMAND"):
+        assert parser().parse_args(argv).command == argv[0]
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(lines_of(INLINE))))
 def test_a_command_in_a_sentence_and_its_options_exist(page: str, line: str) -> None:
-    words = words_of(line)
-    if not words[0].isupper() and words[0] != "--help":
-        known = command_parser(words[0])._option_string_actions
-        given = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+    argv = words_of(line)
+    if not argv[0].isupper() and argv[0] != "--help":
+        known = command_parser(argv[0])._option_string_actions
+        given = {word.partition("=")[0] for word in argv[1:] if word.startswith("--")}
         assert given <= set(known)

@@ -113,7 +113,7 @@ ALLOWED: dict[str, dict[str, str]] = {
 
 @cache
 def trees() -> dict[str, ast.Module]:
-    """Every module of the package, the tools and the scripts."""
+    """Return every module of the package, the tools and the scripts, parsed."""
     files = (
         path
         for name in ("megatron_lrpath", "tools", "scripts")
@@ -124,7 +124,7 @@ def trees() -> dict[str, ast.Module]:
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of names and attributes; any other prefix is left out."""
+    """Return `a.b.c` for names and attributes; any other prefix is omitted."""
     if isinstance(node, ast.Attribute):
         before = dotted(node.value)
         return f"{before}.{node.attr}" if before else node.attr
@@ -132,7 +132,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def full_names(tree: ast.Module) -> Iterator[str]:
-    """Every name that a module uses or imports, prefixed by its module's name, under any alias."""
+    """Yield every name that a module uses or imports, prefixed by its module's name, under any alias."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -151,7 +151,7 @@ def full_names(tree: ast.Module) -> Iterator[str]:
 
 
 def uses(tree: ast.Module, readers: tuple[str, ...]) -> set[str]:
-    """The readers that a module names."""
+    """Return the readers that a module names."""
     names = set(full_names(tree))
     return {one for one in readers if any(name == one or name.endswith(f".{one}") for name in names)}
 

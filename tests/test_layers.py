@@ -1,4 +1,4 @@
-"""The package's structure: the layers that imports go down, and the names that are spelt in one module.
+"""The package's structure: the layers that imports go down, and the names that only one module spells.
 
 `LAYERS` is the one table of the order; docs/architecture.md lists the packages in it.
 """
@@ -59,7 +59,7 @@ LAYERS = (
     ("commands",),
     ("cli", "script", "pretrain_gpt"),
 )
-LIGHT = ("schedule", "plan", "runs")  # never import these:
+LIGHT = ("schedule", "plan", "runs")  # these packages never import HEAVY
 HEAVY = ("torch", "megatron", "transformer_engine")
 QUICK = (
     *LIGHT,
@@ -67,7 +67,7 @@ QUICK = (
     "report",
     "experiment",
     "upkeep",
-)  # start without them, whose import takes seconds
+)  # must start without HEAVY, whose import takes seconds
 
 # `commands/` imports inside functions as a rule; megatron_lrpath/commands/__init__.py gives the reason.
 LOCAL_IMPORTS_AT_MOST = 30
@@ -85,7 +85,7 @@ RUN_FOLDER_FILES = (
 
 @dataclass(frozen=True)
 class Import:
-    """An import statement of one name: what it imports, its line, and whether it is inside a function."""
+    """An import statement of one name: its target, its line, and whether it is inside a function."""
 
     target: str
     line: int
@@ -103,11 +103,11 @@ class Module:
 
     @property
     def layer(self) -> str:
-        """The first part of its name below the package; empty for the package itself."""
+        """First part of the module's name below the package; empty for the package itself."""
         return layer_name(self.name)
 
     def statements(self) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-        """Every import statement, those under TYPE_CHECKING included, and whether it is inside a function."""
+        """Yield every import statement, also under TYPE_CHECKING, and whether it is inside a function."""
         pending: list[tuple[ast.AST, bool]] = [(self.tree, False)]
         while pending:
             node, is_local = pending.pop()
@@ -117,14 +117,14 @@ class Module:
             pending += [(child, is_local) for child in ast.iter_child_nodes(node)]
 
     def imports(self) -> Iterator[Import]:
-        """Every name that is imported."""
+        """Yield every name that is imported."""
         for node, is_local in self.statements():
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"{self.path}: a relative import"
             for target in targets(node):
                 yield Import(target, node.lineno, is_local)
 
     def strings(self) -> Iterator[str]:
-        """Every string constant, parts of f-strings too; docstrings left out."""
+        """Yield every string constant, with parts of f-strings, without docstrings."""
         prose = {
             id(node.body[0].value)
             for node in ast.walk(self.tree)
@@ -138,7 +138,7 @@ class Module:
 
 
 def targets(node: ast.Import | ast.ImportFrom) -> list[str]:
-    """What a statement imports: modules of ours by their full names, others as written."""
+    """Return the imported names of a statement: modules of ours by their full names, others as written."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     source = node.module or ""
@@ -146,18 +146,18 @@ def targets(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def layer_name(module: str) -> str:
-    """`megatron_lrpath.plan.runs` -> `plan`."""
+    """Return the layer of a module: `megatron_lrpath.plan.runs` -> `plan`."""
     return module.split(".")[1] if "." in module else ""
 
 
 def is_own(name: str) -> bool:
-    """Whether a module's name is one of this package."""
+    """Return whether a module's name is in this package."""
     return name.split(".")[0] == PACKAGE
 
 
 @cache
 def module_paths() -> dict[str, Path]:
-    """Every module's file by the module's name."""
+    """Return every module's file by the module's name."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -167,7 +167,7 @@ def module_paths() -> dict[str, Path]:
 
 @cache
 def modules() -> dict[str, Module]:
-    """Every module of the package, parsed, by its name."""
+    """Return every module of the package, parsed, by its name."""
     found = {}
     for name, path in module_paths().items():
         text = path.read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def modules() -> dict[str, Module]:
 
 
 def graph() -> dict[str, set[str]]:
-    """The modules that each module imports, at its top or inside a function."""
+    """Return the modules that each module imports, at its top or inside a function."""
     return {
         name: {entry.target for entry in module.imports() if is_own(entry.target)}
         for name, module in modules().items()
@@ -184,7 +184,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def reachable(edges: dict[str, set[str]], start: str) -> set[str]:
-    """The modules that `start` imports, directly and through others."""
+    """Return the modules that `start` imports, directly and through others."""
     reached: set[str] = set()
     pending = [start]
     while pending:
@@ -195,7 +195,7 @@ def reachable(edges: dict[str, set[str]], start: str) -> set[str]:
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """The groups of modules that import each other, directly and through others."""
+    """Return the groups of modules that import each other, directly and through others."""
     reach = {name: reachable(edges, name) for name in edges}
     groups = {tuple(sorted(other for other in reach[name] if name in reach[other])) for name in edges}
     return [list(group) for group in sorted(groups) if group]
@@ -257,7 +257,7 @@ print(*[name for name in {HEAVY!r} if name in sys.modules])
 
 
 def local_imports() -> list[tuple[Module, int]]:
-    """The imports of our own modules inside functions outside `commands/`: module and line."""
+    """Return the imports of our own modules inside functions outside `commands/`: module and line."""
     return [
         (module, node.lineno)
         for module in modules().values()
@@ -268,7 +268,7 @@ def local_imports() -> list[tuple[Module, int]]:
 
 
 def has_reason(module: Module, line: int) -> bool:
-    """Whether a comment is on the line, or on the one before the block of imports that the line is in."""
+    """Return whether a comment is on the line, or on the line before its block of imports."""
     ends = {node.end_lineno: node.lineno for node, _ in module.statements()}
     starts = {first: last for last, first in ends.items() if last}
     if "#" in "".join(module.lines[line - 1 : starts[line]]):
@@ -294,7 +294,7 @@ def test_imports_inside_functions_give_their_reason() -> None:
 
 @cache
 def spelt() -> dict[str, list[str]]:
-    """The modules whose strings contain a file name of the run folder, by the name."""
+    """Return the modules whose strings contain a file name of the run folder, by the name."""
     names = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, RUN_FOLDER_FILES))})(?!\w)")
     found: dict[str, set[str]] = {file: set() for file in RUN_FOLDER_FILES}
     for name, module in modules().items():

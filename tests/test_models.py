@@ -81,7 +81,7 @@ def test_the_formula_counts_what_the_same_llama_has(extra: dict) -> None:
 
 
 def test_the_formula_counts_a_gpt_of_megatrons_defaults() -> None:
-    """GPT-2 small: LayerNorm, biases, learned positions, tied embeddings, an FFN of 4h."""
+    """The model is GPT-2 small: LayerNorm, biases, learned positions, tied embeddings, an FFN of 4h."""
     gpt2 = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 1024}
     assert parameter_count(gpt2, 50_257) == 124_439_808
 

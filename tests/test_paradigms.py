@@ -1,4 +1,4 @@
-"""The paradigms and kinds of runs are rows that every part reads; no other file has their names."""
+"""The paradigms and kinds of runs are rows that every part reads; no other file contains their names."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_paradigm_has_the_function_that_makes_its_runs() -> None:
 
 
 def test_the_names_of_paradigms_are_in_one_file() -> None:
-    """In code: texts for people and documents may name them."""
+    """Only code is checked: texts for people and documents may name them."""
     literal = re.compile(rf"""["']({"|".join(PARADIGMS)})["']""")
     files = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if literal.search(path.read_text())

@@ -1,4 +1,4 @@
-"""The prose linter sees what a reader reads, and only that."""
+"""The prose linter reads the same text as a reader, and no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts import prose
 
 @pytest.fixture(autouse=True, scope="module")
 def config() -> prose.Config:
-    """The configuration of the project, its checks registered."""
+    """Return the configuration of the project, with its checks registered."""
     return prose.registered()
 
 

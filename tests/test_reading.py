@@ -1,4 +1,4 @@
-"""JSON within bounds, sealed files, and one rule from an error of the system to a message."""
+"""JSON within bounds, sealed files, and one rule from a system error to a message."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_json_beyond_the_bounds_is_one_sentence(name: str) -> None:
     [
         ('{"a": [1, 2.5, null, true, "ä\\ud83d\\ude00"]}', {"a": [1, 2.5, None, True, "ä😀"]}),
         ("[" * MAXIMUM_DEPTH + "]" * MAXIMUM_DEPTH, None),
-        ("1000000000000000019884624838656", 1e30),  # what transformers writes as a length without a limit
+        ("1000000000000000019884624838656", 1e30),  # the length without a limit that transformers writes
         (str(2**64 - 1), 2**64 - 1),
         ("\ufeff1", 1),
     ],
@@ -95,9 +95,9 @@ def test_every_value_that_is_read_can_be_written(value: Any, text: str) -> None:
 def test_every_error_of_the_system_gives_one_message(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line, with and without a file's name: no stack trace, and a way to continue."""
+    """The command line prints no stack trace but a remedy, with and without a file's name."""
     if number in (errno.EPIPE, errno.ESHUTDOWN):
-        return  # the reader of the output has gone
+        return  # the reader of the output is gone
     for name in ("/data/runs/result.json", None):
         error = OSError(number, os.strerror(number), name) if name else OSError(number, os.strerror(number))
 
@@ -140,7 +140,7 @@ def test_a_sealed_file_is_what_was_written_or_refused(tmp_path: Path) -> None:
             continue
         assert {
             name: one for name, one in found.items() if name in value
-        } == value  # the seal's own name was hit
+        } == value  # the mutation hit the seal's own name
 
 
 def test_a_file_of_before_is_read_unverified(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The documents as a site: every link and anchor leads somewhere, every command is in the reference."""
+"""The documents as a site: every link and anchor exists, every command is in the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import ROOT
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    words = [
+    argv = [
         sys.executable,
         "-m",
         "mkdocs",
@@ -28,7 +28,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         "--site-dir",
         str(tmp_path / "site"),
     ]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     commands = (tmp_path / "site" / "commands.html").read_text(encoding="utf-8")
     assert all(f'id="lrpath-{name}"' in commands for name in COMMANDS)
@@ -56,7 +56,7 @@ QUOTED = re.compile(r"^\| `(.+?)`[^|]*\|", re.MULTILINE)
 
 
 def message_parts() -> Iterator[str]:
-    """The fixed parts of the messages in docs/failures.md: what is between the ellipses."""
+    """Yield the fixed parts of the messages in docs/failures.md: the text between the ellipses."""
     for message in QUOTED.findall((ROOT / "docs/failures.md").read_text(encoding="utf-8")):
         for part in message.split("…"):
             if len(part.split()) > 1 and "FILE" not in part:
@@ -70,7 +70,7 @@ def test_every_message_in_the_table_is_one_of_the_code(part: str) -> None:
 
 @cache
 def literals() -> tuple[str, ...]:
-    """The string literals of the package; those of an f-string in one piece, its values as `…`."""
+    """Return the string literals of the package; those of an f-string in one piece, its values as `…`."""
     found: list[str] = []
     for path in sorted((ROOT / "megatron_lrpath").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, used from a folder that is no checkout."""
+"""The built wheel in a separate environment, used from a folder that is no checkout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.support.training_fixtures import make_plan
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
 
 
-def call(*words: object, cwd: Path, status: int = 0) -> str:
-    """What a command prints; another exit status is the test's failure. It sees nothing of the checkout."""
+def call(*argv: object, cwd: Path, status: int = 0) -> str:
+    """Return a command's output, run without access to the checkout; fail at another exit status."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     answer = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [str(word) for word in argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
     assert answer.returncode == status, answer.stdout + answer.stderr
     return answer.stdout
@@ -32,7 +32,7 @@ def call(*words: object, cwd: Path, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment with the wheel; the packages it needs are borrowed from the present one."""
+    """Return the `bin` of an environment with the wheel, which uses the present environment's packages."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     listed = call("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
@@ -56,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `lrpath init` makes it."""
+    """Return a folder that `lrpath init` made."""
     folder = tmp_path_factory.mktemp("elsewhere")
     answer = call(installed / "lrpath", "init", "work", cwd=folder)
     assert "plans in examples/" in answer
@@ -97,17 +97,17 @@ def test_the_tools_are_modules(installed: Path, work: Path) -> None:
     tools = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
     code = f"import importlib; [importlib.import_module('megatron_lrpath.tools.' + n) for n in {tools}]"
     call(installed / "python", "-c", code, cwd=work)
-    words = ["-m", "megatron_lrpath.tools.train_tokenizer", "--help"]
-    assert "--vocab-size" in call(installed / "python", *words, cwd=work)
+    argv = ["-m", "megatron_lrpath.tools.train_tokenizer", "--help"]
+    assert "--vocab-size" in call(installed / "python", *argv, cwd=work)
 
 
 def test_a_slurm_recipe_hands_in_its_plan(installed: Path, work: Path) -> None:
-    """Only as a dry run, which needs no Slurm; without data it shows the jobs and then what is missing."""
+    """It is a dry run, which needs no Slurm; without data it shows the jobs and then what is missing."""
     data = work / "data"
     data.mkdir()
     environment = f"PATH={installed}:{os.environ['PATH']}"
-    words = ["--data", data, "--output", work / "out", "--dry-run", "--json"]
-    answer = call("env", environment, "bash", "slurm/ours_203m.sh", *words, cwd=work, status=2)
+    argv = ["--data", data, "--output", work / "out", "--dry-run", "--json"]
+    answer = call("env", environment, "bash", "slurm/ours_203m.sh", *argv, cwd=work, status=2)
     jobs = {job["key"] for job in json.loads(answer)["jobs"]}
     assert {"ours/main", "ours/branch-v4", "report"} <= jobs
 
@@ -117,7 +117,7 @@ def test_a_plan_is_trained(installed: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, (4,))
     content = yaml.safe_load(plan.read_text())
     plan.write_text(yaml.safe_dump(content | {"output": "runs"}))
-    words = ["run", plan, "--paradigm", "ptfs", "--device", "cpu", "--no-evaluate"]
-    call(installed / "lrpath", *words, cwd=tmp_path)
+    argv = ["run", plan, "--paradigm", "ptfs", "--device", "cpu", "--no-evaluate"]
+    call(installed / "lrpath", *argv, cwd=tmp_path)
     assert json.loads((tmp_path / "runs/ptfs/scratch-v1/result.json").read_text())["step"] == 4
     assert "scratch-v1" in call(installed / "lrpath", "status", plan, cwd=tmp_path)

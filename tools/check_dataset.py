@@ -37,7 +37,7 @@ TOOL = "check_dataset.py --record"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", nargs="+", help="a dataset, by its path without .bin or .idx (or with)")
     parser.add_argument("--vocab-size", type=int, help="every id must be below this")
@@ -72,10 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def tokenizer_of(args: argparse.Namespace) -> TokenizerSpec | None:
-    """The tokenizer that is named, None without one.
+    """Return the tokenizer that the options name, None if they name none.
 
     Raises:
-        UserError: it is not there or cannot be opened, or a record is wanted without one.
+        UserError: it does not exist or cannot be opened, or --record is given without a tokenizer.
     """
     model, kind = args.tokenizer_model, args.tokenizer_type
     if model and not Path(model).exists():
@@ -94,7 +94,7 @@ def tokenizer_of(args: argparse.Namespace) -> TokenizerSpec | None:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Check every dataset, report all that is wrong; 2 if anything is."""
+    """Check every dataset and report each that is wrong; return 2 if there is one, else 0."""
     args.record = args.record or args.record_in is not None
     if args.record and args.index_only:
         raise UserError("--record reads all ids; leave --index-only out")
@@ -120,7 +120,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
-    """Compare a dataset's record with the tokenizer; with --record write one, or the hashes, where there are none.
+    """Compare a dataset's record with the tokenizer; with --record write a missing record or missing hashes.
 
     Raises:
         UserError: another tokenizer is recorded, or the record cannot be written.
@@ -141,7 +141,7 @@ def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
 def record(
     prefix: str, fingerprint: str, spec: TokenizerSpec, made: Facts | None, folder: Path | None
 ) -> None:
-    """Write the record with the hashes of the documents; other entries of an earlier record are kept.
+    """Write the record with the hashes of the documents; keep the options and inputs of an earlier record.
 
     Raises:
         UserError: a file cannot be written.
@@ -165,7 +165,7 @@ def record(
 
 
 def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:
-    """A report as plain values, for printing."""
+    """Return a report as plain values, for printing."""
     header = report.header
     values: dict[str, Any] = {
         "prefix": header.prefix,
@@ -183,7 +183,7 @@ def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), check, argv)
 
 

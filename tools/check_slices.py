@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from megatron_lrpath.console import ToolParser, run_tool
 
-# --help and a wrong option load no library: what loads one is imported in the functions that need it.
+# --help and a wrong option load no library: modules that load one are imported in functions that need them.
 if TYPE_CHECKING:
     from megatron_lrpath.data.slice import Slice, SliceSource
 
 
 def check_slices(args: argparse.Namespace) -> int:
-    """Check what the options name and print the result; 0 if all holds, else 1.
+    """Check the slices that the options name and print the result; return 0 if all checks pass, else 1.
 
     Raises:
         UserError: there is nothing to check.
@@ -52,7 +52,7 @@ def slice_files(paths: list[Path]) -> list[Path]:
     """Return the slice files that `paths` names, and those in the folders that it names; endings may be left out.
 
     Raises:
-        UserError: there are none.
+        UserError: a folder has no slice, or a slice does not exist.
     """
     from megatron_lrpath.data.slice import ENDING
     from megatron_lrpath.errors import UserError
@@ -74,14 +74,14 @@ def slice_files(paths: list[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class CheckedSlices:
-    """The slices that could be read, and every claim that failed."""
+    """Slices that could be read, and every check that failed."""
 
     slices: list[Slice]
     failures: list[str]
 
 
 def check_files(files: list[Path], full: bool = False) -> CheckedSlices:
-    """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
+    """Check all files; sources: present and unchanged; documents and tokens: as counted; slices: disjoint."""
     from megatron_lrpath.data.slice import Slice, check_disjoint, verify_slices
     from megatron_lrpath.errors import UserError
 
@@ -107,10 +107,10 @@ def check_files(files: list[Path], full: bool = False) -> CheckedSlices:
 
 
 def check_content(slices: list[Slice]) -> None:
-    """Compare every byte of the sources with their records; a line for those whose record keeps no checksums.
+    """Compare every byte of the sources with their records; print a note on records without checksums.
 
     Raises:
-        UserError: bytes are not what was written.
+        UserError: bytes differ from those that were written.
     """
     from megatron_lrpath.console import say
     from megatron_lrpath.data.record import verify_content

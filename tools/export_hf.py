@@ -18,7 +18,7 @@ from megatron_lrpath.console import ToolParser, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     export.add_arguments(parser)
     return run_tool(parser, export.execute, argv)

@@ -54,7 +54,7 @@ IGNORED = ("rotary_emb.inv_freq",)  # tables that older folders store
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="the Hugging Face folder, on this machine"
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import the model, and print the next steps."""
+    """Import the model and print the next steps; return 0."""
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")
@@ -103,7 +103,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
         tokenizer = import_tokenizer(source, folder / FOLDER, target / FOLDER)
 
         def joined(tensor: CheckpointTensor) -> Tensor:
-            """The tensor from its pieces."""
+            """Return the tensor, joined from its pieces."""
             mapping = mappings[tensor]
             return mapping.join([weights.read(piece.name) for piece in mapping.pieces])
 
@@ -116,7 +116,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
 
 
 def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
-    """Stop where the folder's tensors are not the model's: missing, unknown or of another shape."""
+    """Raise UserError if the folder's tensors do not fit the model: missing, unknown or of another shape."""
     pieces = {piece.name: piece.shape for source in tensor_mappings(model) for piece in source.pieces}
     optional = {"lm_head.weight"} if model.tied else set()
     unknown = [name for name in weights.places if name not in pieces and name not in optional]
@@ -168,7 +168,7 @@ def common_state(
 
 
 def extra_states(layers: int) -> list[str]:
-    """The names of the modules' extra states."""
+    """Return the names of the modules' extra states."""
     return [
         f"decoder.layers.{name}._extra_state/shard_{i}_{layers}" for name in STATEFUL for i in range(layers)
     ]
@@ -177,7 +177,7 @@ def extra_states(layers: int) -> list[str]:
 def plan_lines(
     model: Architecture, tokenizer: dict[str, str] | None, target: Path, tensors: Sequence[CheckpointTensor]
 ) -> str:
-    """The lines of a plan that starts from the imported model, as YAML."""
+    """Return the lines of a plan that starts from the imported model, as YAML."""
     import yaml
 
     sections: dict[str, Any] = {"model": architecture.to_megatron(model)}
@@ -191,7 +191,7 @@ def plan_lines(
 
 
 def describe(model: Architecture) -> str:
-    """The architecture in a line."""
+    """Return a one-line description of the architecture."""
     return ", ".join(f"{name} {value}" for name, value in asdict(model).items())
 
 
@@ -216,7 +216,7 @@ class SafetensorsFolder:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there{pickles}.")
 
     def read_index(self) -> dict[str, str]:
-        """The file of every tensor."""
+        """Return the file of every tensor."""
         try:
             places = dict(reading.read_object(self.folder / INDEX)["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -236,7 +236,7 @@ class SafetensorsFolder:
         return places
 
     def file(self, name: str) -> Any:
-        """One opened file."""
+        """Return a file of the folder, opened on the first call."""
         from safetensors import SafetensorError, safe_open
 
         if name not in self.open_files:
@@ -247,11 +247,11 @@ class SafetensorsFolder:
         return self.open_files[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         return tuple(self.file(self.places[name]).get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type of a tensor."""
+        """Return the type of a tensor."""
         stored = self.file(self.places[name]).get_slice(name).get_dtype()
         known = {spelled: dtype for dtype, spelled in TYPES.items()}
         if stored not in known:
@@ -259,7 +259,7 @@ class SafetensorsFolder:
         return known[stored]
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor in memory of its own; the mapped file, whose pages would stay in memory, is closed."""
+        """Return a copy of a tensor; close the mapped file, whose pages would stay in memory."""
         opened = self.file(self.places[name])
         tensor: Tensor = opened.get_tensor(name).clone()
         del opened, self.open_files[self.places[name]]
@@ -273,7 +273,7 @@ class SafetensorsFolder:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), run, argv)
 
 

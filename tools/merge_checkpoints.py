@@ -17,7 +17,7 @@ from megatron_lrpath.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--checkpoints", type=Path, required=True, help="Megatron's folder, with iter_* in it"
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Merge and report."""
+    """Merge the checkpoints and print the result; return 0."""
     from megatron_lrpath.merge.torch_dist import merge_checkpoints
 
     weights = args.weights or [1 / len(args.steps)] * len(args.steps)
@@ -43,7 +43,7 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), merge, argv)
 
 

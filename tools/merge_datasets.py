@@ -39,7 +39,7 @@ from megatron_lrpath.wording import plural
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--input",
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Merge and report."""
+    """Merge the datasets and print the result; return 0."""
     pair = merge_datasets(args.input, args.output_prefix, args.overwrite)
     print(
         f"{args.output_prefix}: {pair.documents:,} documents, {pair.tokens:,} tokens of "
@@ -105,7 +105,7 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
 
 
 def hash_files(prefixes: Sequence[str], prints: Sequence[str]) -> list[HashFile]:
-    """The hashes of all parts' documents; none, with a line, where a part has none.
+    """Return the hashes of the documents of all parts; if a part has none, print a note and return none.
 
     Raises:
         UserError: a file of hashes is damaged.
@@ -131,7 +131,10 @@ def recorder(
     facts: Facts | None,
     hashes: Sequence[HashFile],
 ) -> Callable[[str], object] | None:
-    """What writes the merged dataset's record; None, with a line, where not every part has one."""
+    """Return the function that writes the merged dataset's record.
+
+    If a part has no record, print a note and return None.
+    """
     without = [prefix for prefix, one in zip(prefixes, records, strict=True) if one is None]
     if facts is None or without:
         print(
@@ -178,7 +181,7 @@ def _check_types(reports: Sequence[PairReport]) -> None:
 
 
 def find_pairs(folder: Path) -> list[str]:
-    """Prefixes of the complete pairs in `folder`, by name.
+    """Return the prefixes of the complete pairs in `folder`, sorted by name.
 
     Raises:
         UserError: an index or a token file there lacks its other half.
@@ -193,7 +196,7 @@ def find_pairs(folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), merge, argv)
 
 

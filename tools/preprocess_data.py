@@ -31,7 +31,7 @@ TOKENIZERS = [
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options for input, output and the run."""
+    """Add the options for input, output and the run."""
     group = parser.add_argument_group("input")
     group.add_argument(
         "--input",
@@ -83,7 +83,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Megatron's tokenizer arguments, and two about the text itself."""
+    """Add Megatron's tokenizer arguments and two for the text itself."""
     group = parser.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer-type", required=True, choices=TOKENIZERS, metavar="TYPE", help=", ".join(TOKENIZERS)
@@ -136,7 +136,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__)
     add_data_arguments(parser)
     add_tokenizer_arguments(parser)
@@ -144,11 +144,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenize."""
+    """Tokenize the input and print the next step; return 0."""
     from megatron_lrpath.data.preprocess.pipeline import preprocess
 
     preprocess(args)
-    if "SLURM_ARRAY_TASK_ID" not in os.environ:  # there it is a part of a delivery
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:  # in a job array it is a part of a delivery
         prefix = shlex.quote(f"{args.output_prefix}_{args.json_keys[0]}_document")
         text = f"next: python tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}"
         print(text, file=sys.stderr)
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), run, argv)
 
 

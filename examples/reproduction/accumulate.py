@@ -1,4 +1,4 @@
-"""Results of several calls and machines in one file, as long as what is measured stays the same experiment."""
+"""Results of several calls and machines in one file, as long as the experiment stays the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from megatron_lrpath.files import atomic_write_json, atomic_write_text
 
 SETTINGS = "settings.json"
 FREE = ("name", "about", "seed", "seeds", "output", "vary", "points", "show", "paper")
-"""Keys that change which results there are, not what they are."""
+"""Keys that change which results exist, not their values."""
 
 
 def setting(experiment: Path) -> str:
-    """A digest of what all results of an experiment depend on: its plan and what it sets for all variations."""
+    """Return a digest of what all results of an experiment depend on: plan and settings of all variations."""
     keys = yaml.safe_load(experiment.read_text(encoding="utf-8"))
     plan = yaml.safe_load((experiment.parent / keys["plan"]).read_text(encoding="utf-8"))
     kept = [{name: value for name, value in part.items() if name not in FREE} for part in (plan, keys)]
@@ -28,7 +28,7 @@ def setting(experiment: Path) -> str:
 
 
 def same_setting(results: Path, name: str, experiment: Path) -> bool:
-    """Whether the results `name` in the folder are of this setting; afterwards they are recorded as such."""
+    """Return whether the results `name` in the folder have this setting; record the setting."""
     path = results / SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     digest = setting(experiment)
@@ -49,11 +49,11 @@ def add_csv(path: Path, text: str, value: str, keep: bool) -> None:
 
 
 def read_lines(text: str) -> list[list[str]]:
-    """The cells of CSV, the header first."""
+    """Return the cells of CSV text, the header first."""
     return list(csv.reader(io.StringIO(text)))
 
 
 def add_records(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """Records; a new one replaces the old one with equal `keys`."""
+    """Return all records; a new record replaces an old one with equal `keys`."""
     records = {tuple(one[key] for key in keys): one for one in [*old, *new]}
     return list(records.values())

@@ -1,4 +1,4 @@
-"""Which decay reaches the perplexity of the paper's own setting at the least cost: tables and figure."""
+"""Find the decay that reaches the perplexity of the paper's setting at the least cost: tables and figure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EXPERIMENT = "beyond-0.58"
 FINE = "beyond-0.58-fine"
 """Further alphas of the best decay."""
 SAME = "table-2"
-"""Has the cosine to a tenth of the maximum, trained under the style of that name: the same rates in every step."""
+"""Experiment with the cosine to a tenth of the maximum, under another name: the same rates in every step."""
 TENTH = "0.0003"
 COLOURS = {"cosine": "#0072B2", "linear": "#E69F00", "exponential": "#CC79A7", "minus-sqrt": "#009E73"}
-"""By shape, in the order of tables and legend."""
+"""Colors by shape, in the order of tables and legend."""
 NAME = re.compile(r"(?P<shape>[a-z-]+)_min_lr(?P<end>[^_]+)_alpha(?P<alpha>[0-9.]+)")
 
 
@@ -34,7 +34,7 @@ class Setting:
 
 
 class Sweep:
-    """All settings, judged by the mean of the versions' losses (so by the geometric mean of perplexities)."""
+    """All settings, compared by the mean of the versions' losses (by the geometric mean of perplexities)."""
 
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
@@ -42,7 +42,7 @@ class Sweep:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """Every setting measured."""
+        """Settings that were measured."""
         found = {}
         for row in self.measured.rows:
             if match := NAME.fullmatch(row.variation):
@@ -52,7 +52,7 @@ class Sweep:
 
     @property
     def top(self) -> float:
-        """The end that the paper has: the highest of those tried."""
+        """End rate of the paper: the highest of those tried."""
         return max(setting.end for setting in self.settings)
 
     @property
@@ -63,12 +63,12 @@ class Sweep:
         )
 
     def perplexity(self, setting: Setting) -> float:
-        """Geometric mean of the versions', over the seeds."""
+        """Return the geometric mean of the versions' perplexities over all seeds."""
         found = [self.measured.at(setting.variation, "ours", version).values() for version in self.versions]
         return statistics.geometric_mean(value for values in found for value in values)
 
     def gap(self, setting: Setting, seed: int) -> float | None:
-        """Perplexity over the reference's, minus 1; None for a seed that lacks a version."""
+        """Return the perplexity over the reference's, minus 1; None for a seed that lacks a version."""
         mine, other = setting.variation, self.reference.variation
         found = [self.measured.ratio(seed, (mine, "ours", v), (other, "ours", v)) for v in self.versions]
         ratios = [ratio for ratio in found if ratio is not None]
@@ -76,22 +76,22 @@ class Sweep:
         return math.expm1(statistics.fmean(map(math.log1p, ratios))) if whole else None
 
     def gaps(self, setting: Setting) -> list[float]:
-        """The gap for every seed that has the runs for it."""
+        """Return the gap for every seed that has the runs for it."""
         return self.measured.paired(lambda seed: self.gap(setting, seed))
 
     def decays(self) -> list[tuple[str, float]]:
-        """Shapes with their ends, the highest first."""
+        """Return the shapes with their ends, the highest end first."""
         found = {(one.shape, one.end) for one in self.settings}
         return sorted(found, key=lambda decay: (list(COLOURS).index(decay[0]), -decay[1]))
 
     def line(self, shape: str, end: float) -> list[Setting]:
-        """One decay's settings, by alpha."""
+        """Return the settings of a decay, sorted by alpha."""
         mine = [one for one in self.settings if (one.shape, one.end) == (shape, end)]
         return sorted(mine, key=lambda one: one.alpha)
 
 
 def load_sweep() -> Sweep:
-    """The experiments' rows, and Table 2's for the settings that are the same."""
+    """Return the experiments' rows, with those of Table 2 for the settings that are the same."""
     rows = [*Measured.load(EXPERIMENT).rows, *Measured.load(FINE).rows]
     known, versions = {replace(row, perplexity=0.0) for row in rows}, {row.version for row in rows}
     for row in Measured.load(SAME).rows:
@@ -103,12 +103,12 @@ def load_sweep() -> Sweep:
 
 
 def end_said(sweep: Sweep, end: float) -> str:
-    """An end as a share of the maximum rate; the highest is a tenth."""
+    """Return an end rate as a share of the maximum rate; the highest is a tenth."""
     return f"{0.1 * end / sweep.top:g}·η_max" if end else "0"
 
 
 def shapes() -> str:
-    """The whole sweep: gaps to the paper's setting, a line for each decay, a column for each alpha."""
+    """Return the table of the sweep: gaps to the paper's setting, a row per decay, a column per alpha."""
     sweep = load_sweep()
     if not sweep.settings:
         return "Not measured yet.\n"
@@ -123,7 +123,7 @@ def shapes() -> str:
 
 
 def cheaper() -> str:
-    """For each decay the smallest alpha that makes it no worse than the paper's setting."""
+    """Return a table: for each decay the smallest alpha that makes it no worse than the paper's setting."""
     sweep = load_sweep()
     if not sweep.settings:
         return "Not measured yet.\n"
@@ -162,7 +162,7 @@ def cheaper() -> str:
 
 
 def draw_figure(path: Path) -> None:
-    """Perplexity over cost, a line for each shape and end; differences are those within a seed."""
+    """Draw perplexity over cost, a line for each shape and end; differences are those within a seed."""
     sweep = load_sweep()
     if not sweep.settings:
         return

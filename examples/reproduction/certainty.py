@@ -1,4 +1,4 @@
-"""How certain differences are: intervals, p-values, Holm's correction, and the seeds that would settle one."""
+"""Uncertainty of differences: intervals, p-values, Holm's correction, and the seeds that would settle one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy.stats import t as student
 
 LEVEL = 0.05
 POWER = 0.8
-"""The chance with which the seeds that `seeds_to_settle` names would exclude zero, if the difference is as measured."""
+"""Probability that as many seeds as `seeds_to_settle` excludes zero, if the difference is as measured."""
 MOST = 99
-"""Beyond so many seeds a difference is not worth settling."""
+"""Most seeds with which a difference is worth settling."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Difference:
 
     @property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """Number of seeds."""
         return len(self.above)
 
     @property
     def values(self) -> list[float]:
-        """The difference within each seed, in nats."""
+        """Differences within each seed, in nats."""
         return [one - other for one, other in zip(self.above, self.below, strict=True)]
 
     @property
     def mean(self) -> float:
-        """In nats."""
+        """Mean difference in nats."""
         return statistics.fmean(self.values)
 
     @property
@@ -65,7 +65,7 @@ class Difference:
 
     @property
     def half(self) -> float:
-        """Half the width of the mean's 95% interval in nats; infinite for a single seed."""
+        """Half the width of the 95% interval of the mean, in nats; infinite for a single seed."""
         if self.seeds < 2:
             return math.inf
         quantile = float(student.ppf(1 - LEVEL / 2, self.freedom))
@@ -73,7 +73,7 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How likely as large a mean is if there is no difference; 1 for a single seed."""
+        """Probability of a mean at least as large if there is no difference; 1 for a single seed."""
         if self.seeds < 2:
             return 1.0
         if self.deviation == 0:
@@ -82,7 +82,7 @@ class Difference:
         return float(2 * student.sf(ratio, self.freedom))
 
     def seeds_to_settle(self) -> int | None:
-        """The seeds that would exclude zero with the chance `POWER`; None if more than `MOST`."""
+        """Return the number of seeds that would exclude zero with probability `POWER`; None above `MOST`."""
         if self.seeds < 2 or not self.mean:
             return None
         for seeds in range(self.seeds + 1, MOST + 1):
@@ -94,7 +94,7 @@ class Difference:
 
 
 def holm(chances: Sequence[float]) -> list[bool]:
-    """Which of several p-values are below 5% when corrected for their number (Holm 1979)."""
+    """Return for each p-value whether it is below 5% when corrected for their number (Holm 1979)."""
     order = sorted(range(len(chances)), key=lambda index: chances[index])
     kept = [False] * len(chances)
     for rank, index in enumerate(order):
@@ -105,12 +105,12 @@ def holm(chances: Sequence[float]) -> list[bool]:
 
 
 def in_percent(nats: float) -> float:
-    """A difference of losses as a share of the perplexity, in percent."""
+    """Return a difference of losses as a share of the perplexity, in percent."""
     return 100 * math.expm1(nats)
 
 
 def difference_said(difference: Difference) -> str:
-    """`+3.45% [+2.41, +4.50]`: the mean in percent of the perplexity with its 95% interval."""
+    """Return `+3.45% [+2.41, +4.50]`: the mean in percent of the perplexity with its 95% interval."""
     if not difference.seeds:
         return "–"
     mean = f"{in_percent(difference.mean):+.2f}%"

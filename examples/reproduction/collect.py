@@ -24,11 +24,11 @@ from megatron_lrpath.runs.results import fresh_evaluation, version_runs
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = re.compile(r"([0-9a-f]{7})[0-9a-f]{33}")
-"""A commit's name, behind which a lineage has `-dirty` where the code was changed."""
+"""Hash of a commit; in a lineage, `-dirty` follows it if the code was changed."""
 
 
 def cpu() -> str:
-    """The processor as the system names it."""
+    """Return the processor as the system names it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
@@ -36,7 +36,7 @@ def cpu() -> str:
 
 
 def circumstances(experiment: Experiment, processor: str) -> dict[str, Any]:
-    """When, from what code and with what packages the newest start of its runs was made, as its lineage has it."""
+    """Return date, code and packages of the newest start of the experiment's runs, from their lineage."""
     folders = [
         point.plan.folder(run)
         for point in experiment.points
@@ -56,7 +56,7 @@ def circumstances(experiment: Experiment, processor: str) -> dict[str, Any]:
 
 
 def add_machine(experiment: Experiment, name: str, processor: str, keep: bool) -> None:
-    """Record the machine and versions that an experiment was measured on, in addition to those of the results kept."""
+    """Record the machine and versions of an experiment's measurements, in addition to kept ones."""
     path = RESULTS / "machines.json"
     machines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     here = circumstances(experiment, processor)
@@ -72,7 +72,7 @@ def add_measured(path: Path, text: str, processor: str, keep: bool) -> None:
 
 
 def domains(experiment: Experiment) -> str:
-    """Perplexity by domain of the validation set as CSV, a line for each model and domain."""
+    """Return the perplexity by domain of the validation set as CSV, a line for each model and domain."""
     lines = ["seed,variation,paradigm,version,domain,perplexity"]
     for point in experiment.points:
         for paradigm in experiment.paradigms:
@@ -86,7 +86,7 @@ def domains(experiment: Experiment) -> str:
 
 
 def main() -> None:
-    """Collect."""
+    """Write the results of the experiments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,15 +96,15 @@ def main() -> None:
         default=cpu(),
         help="what they were trained on, as 'NVIDIA H200' (default: this machine's CPU)",
     )
-    said = parser.parse_args()
-    for path in said.experiments:
+    args = parser.parse_args()
+    for path in args.experiments:
         experiment = load_experiment(path)
         table = make_table(experiment)
         if table.known:
             keep = same_setting(RESULTS, path.stem, path)
-            add_measured(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), said.processor, keep)
-            add_measured(RESULTS / f"{path.stem}.csv", table_csv(table), said.processor, keep)
-            add_machine(experiment, path.stem, said.processor, keep)
+            add_measured(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), args.processor, keep)
+            add_measured(RESULTS / f"{path.stem}.csv", table_csv(table), args.processor, keep)
+            add_machine(experiment, path.stem, args.processor, keep)
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
 
 

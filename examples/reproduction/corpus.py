@@ -10,14 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path("data/reproduction")
-"""Where corpora go, in the current folder."""
+"""Folder of the corpora, in the current folder."""
 VOCABULARY = 512
 VALID_TOKENS = 150_000
 SEED = 1234
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """Write documents as JSON lines; the file is whole or not there."""
+    """Write documents as JSON lines; the file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
@@ -26,7 +26,7 @@ def write_texts(path: Path, texts: Iterable[str]) -> None:
 
 
 def pages(paragraphs: Iterable[str], length: int = 3000) -> Iterable[str]:
-    """Documents of consecutive paragraphs, each of at least `length` characters but for the last."""
+    """Yield documents of consecutive paragraphs, each of at least `length` characters except the last."""
     page: list[str] = []
     size = 0
     for paragraph in paragraphs:
@@ -40,30 +40,30 @@ def pages(paragraphs: Iterable[str], length: int = 3000) -> Iterable[str]:
 
 
 def train_tokenizer(folder: Path, texts: Sequence[Path]) -> None:
-    """Make `tokenizer.model`: SentencePiece BPE on a sample, small, so that a small model is mostly its layers."""
+    """Make `tokenizer.model` (SentencePiece BPE), small, so that a small model is mostly its layers."""
     prefix = folder / "tokenizer"
     if not prefix.with_suffix(".model").exists():
-        words = ["--input", *texts, "--vocab-size", VOCABULARY, "--sample-bytes", 5e6, "--seed", SEED]
-        tool("train_tokenizer", *words, "--output-prefix", prefix)
+        argv = ["--input", *texts, "--vocab-size", VOCABULARY, "--sample-bytes", 5e6, "--seed", SEED]
+        tool("train_tokenizer", *argv, "--output-prefix", prefix)
 
 
 def tokenize(folder: Path, text: Path) -> Path:
-    """Make the indexed dataset of a file of JSON lines; its prefix."""
+    """Make the indexed dataset of a file of JSON lines; return its prefix."""
     prefix = folder / f"{text.stem}_text_document"
     if not prefix.with_suffix(".idx").exists():
-        words = ["--input", text, "--append-eod", "--workers", 1]
-        words += ["--tokenizer-type", "SentencePieceTokenizer"]
-        words += ["--tokenizer-model", folder / "tokenizer.model"]
-        tool("preprocess_data", *words, "--output-prefix", folder / text.stem)
+        argv = ["--input", text, "--append-eod", "--workers", 1]
+        argv += ["--tokenizer-type", "SentencePieceTokenizer"]
+        argv += ["--tokenizer-model", folder / "tokenizer.model"]
+        tool("preprocess_data", *argv, "--output-prefix", folder / text.stem)
     return prefix
 
 
-def draw(folder: Path, *words: object) -> None:
-    """Draw version slices into `folder`; the seed is the same for all."""
-    tool("slice_versions", *words, "--seed", SEED, "--output", folder)
+def draw(folder: Path, *argv: object) -> None:
+    """Draw version slices into `folder`, always with the same seed."""
+    tool("slice_versions", *argv, "--seed", SEED, "--output", folder)
 
 
-def tool(name: str, *words: object) -> None:
+def tool(name: str, *argv: object) -> None:
     """Call `tools/NAME.py`."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, argv)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

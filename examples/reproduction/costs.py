@@ -1,4 +1,4 @@
-"""The figure of what perplexity costs: ours with one alpha and with alphas by version, PTFS, CPT and merges.
+"""The figure of perplexity over cost: ours with one alpha and with alphas by version, PTFS, CPT and merges.
 
 Every point is a difference from the paper's setting (cosine, alpha 0.6) with the same seed and processor.
 """
@@ -20,22 +20,22 @@ from findings import BY_VERSION, with_controls
 from measured import RESULTS, Measured, mean_of
 
 VERSIONS = ("v2", "v4")
-"""Every experiment of the figure has trained these."""
+"""Versions that every experiment of the figure has trained."""
 BLUE, GREEN, RED, PINK, GREY, BLACK = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#59636e", "#000000"
 MERGED_COST = 0.4
-"""Four versions of the main path alone."""
+"""Cost of the main path of four versions alone."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A cost (share of PTFS's steps), and the difference from the paper's setting there."""
+    """Cost (share of PTFS's steps), and the difference from the paper's setting at this cost."""
 
     cost: float
     difference: Difference
 
 
 def one_alpha(sweep: Sweep, shape: str) -> list[Point]:
-    """A decay to a tenth of the maximum rate, by alpha."""
+    """Return the points of a decay to a tenth of the maximum rate, by alpha."""
     own = mean_of(sweep.reference.variation, "ours", VERSIONS)
     return [
         Point(one.cost, sweep.measured.difference(mean_of(one.variation, "ours", VERSIONS), own, paired=True))
@@ -44,14 +44,14 @@ def one_alpha(sweep: Sweep, shape: str) -> list[Point]:
 
 
 def single(measured: Measured, own: str, variation: str, paradigm: str) -> list[Point]:
-    """One setting of any paradigm, against the variation `own` of ours."""
+    """Return the point of a setting of any paradigm, compared with the variation `own` of ours."""
     base, mine = (mean_of(*model, VERSIONS) for model in ((own, "ours"), (variation, paradigm)))
     same = (row.cost for row in measured.rows if (row.variation, row.paradigm) == (variation, paradigm))
     return [Point(next(same, 0), measured.difference(mine, base, paired=paradigm == "ours"))]
 
 
 def merges(sweep: Sweep) -> list[Point]:
-    """The best merge of the main path's checkpoints: its gap to the trained branch, and the gap of that branch."""
+    """Return the point of the main path's best merge: its gap to the trained branch plus the branch's gap."""
     path = RESULTS / "merged.json"
     found: dict[float, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
@@ -74,11 +74,11 @@ def merges(sweep: Sweep) -> list[Point]:
 
 
 Line = tuple[str, str, str, list[Point]]
-"""Name, colour, marker and points."""
+"""Name, color, marker and points."""
 
 
 def small_lines() -> Iterator[Line]:
-    """Those of the 1.03M setting."""
+    """Yield the lines of the 1.03M setting."""
     sweep = load_sweep()
     if not sweep.settings:
         return
@@ -93,7 +93,7 @@ def small_lines() -> Iterator[Line]:
 
 
 def main_lines() -> Iterator[Line]:
-    """Those of the main setting."""
+    """Yield the lines of the main setting."""
     measured = main_setting.load()
 
     def by_alpha(shape: str) -> list[Point]:
@@ -114,7 +114,7 @@ def main_lines() -> Iterator[Line]:
 
 
 def lines() -> list[Line]:
-    """What is measured of the main setting, if that has ours, PTFS and CPT, and else of the 1.03M setting."""
+    """Return the lines of the main setting if it has ours, PTFS and CPT, else of the 1.03M setting."""
     for found in (main_lines(), small_lines()):
         measured = [
             (name, colour, marker, [one for one in points if one.difference.seeds])
@@ -127,7 +127,7 @@ def lines() -> list[Line]:
 
 
 def draw_costs(path: Path) -> None:
-    """Perplexity over cost, with 95% intervals where there are several seeds."""
+    """Draw perplexity over cost, with 95% intervals where there are several seeds."""
     drawn = lines()
     if not drawn:
         return
@@ -156,7 +156,7 @@ def draw_costs(path: Path) -> None:
 
 
 def table() -> list[list[str]]:
-    """The figure's points in numbers: line, cost, difference in percent with its interval, nats, and seeds."""
+    """Return the figure's points: line, cost, difference in percent with interval, nats and seeds."""
     level = f"{100 * (1 - LEVEL):.0f}%"
     made = [["line", "cost", f"against the paper's setting [{level} interval]", "nats", "seeds"]]
     for name, _, _, points in lines():

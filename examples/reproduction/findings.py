@@ -1,4 +1,4 @@
-"""The paper's claims as differences that can be measured, and whether they hold here."""
+"""The paper's claims as measurable differences, with a verdict on each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from measured import Measured, Model, mean_of
 LATER = ("v2", "v3", "v4")
 SCHEDULES = ("cosine", "knee", "multi-step")
 SHARED_RATE = "max_lr0.003"
-"""Of Table 8: the rate of the other experiments."""
+"""Variation of Table 8 that has the rate of the other experiments."""
 VARIANTS = ("reset-max", "rewarm-max", "keep-min")
 BY_VERSION = "minus-sqrt_by-version"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is claimed, how it is measured, and the difference by which it holds: above zero is as claimed.
+    """A claim, how it is measured, and the difference that supports it: above zero is as claimed.
 
-    `main`: it counts to the main findings, else to the details. Each of the two lists is corrected for its number.
+    `main`: it belongs to the main findings, else to the details. Each of the two lists is corrected for its
+    number.
     """
 
     says: str
@@ -30,11 +31,11 @@ class Finding:
 
     @property
     def apart(self) -> bool:
-        """Whether its own 95% interval excludes zero."""
+        """Return whether the finding's own 95% interval excludes zero."""
         return abs(self.difference.mean) > self.difference.half
 
     def verdict(self, corrected: bool) -> str:
-        """Whether it holds here; `corrected`: its difference from zero passes Holm's correction."""
+        """Return in words whether the claim holds here; `corrected`: it passes Holm's correction."""
         good = self.difference.mean > 0
         if self.difference.seeds < 2:
             return "as claimed, one seed" if good else "not as claimed, one seed"
@@ -45,7 +46,7 @@ class Finding:
         return f"open; about {more} seeds would settle it" if more else "open; no difference worth settling"
 
     def cells(self, corrected: bool) -> list[str]:
-        """Its row in the table."""
+        """Return the finding's row in the table."""
         nats = f"{self.difference.mean:+.4f}"
         seeds = str(self.difference.seeds)
         return [
@@ -54,19 +55,19 @@ class Finding:
 
 
 def finding_rows(findings: Sequence[Finding]) -> list[list[str]]:
-    """The rows of a table of findings that are corrected for their number together."""
+    """Return the rows of a table of findings, corrected together for their number."""
     several = [finding for finding in findings if finding.difference.seeds > 1]
     passed = dict(zip(map(id, several), holm([one.difference.p for one in several]), strict=True))
     return [finding.cells(passed.get(id(finding), False)) for finding in findings]
 
 
 def one(variation: str, paradigm: str, version: str) -> dict[Model, float]:
-    """The weights of a single model."""
+    """Return the weights of a single model."""
     return {(variation, paradigm, version): 1.0}
 
 
 def paradigms(measured: Measured, corpus: str = "") -> Iterator[Finding]:
-    """Tables 1 and 3: the three paradigms against each other, the mean of the versions and version by version."""
+    """Yield the findings of Tables 1 and 3: the paradigms against each other, in the mean and by version."""
     claims = (
         ("CPT is behind PTFS", "cpt", "ptfs"),
         ("Ours is ahead of CPT", "cpt", "ours"),
@@ -94,7 +95,7 @@ def paradigms(measured: Measured, corpus: str = "") -> Iterator[Finding]:
 
 
 def best_ptfs(measured: Measured) -> Iterator[Finding]:
-    """Ours as the paper has it against the better schedules of PTFS."""
+    """Yield the findings of ours with the paper's setting against the better schedules of PTFS."""
     for schedule in SCHEDULES[1:]:
         found = measured.difference(
             mean_of(schedule, "ptfs", LATER), mean_of("cosine", "ours", LATER), paired=False
@@ -104,15 +105,16 @@ def best_ptfs(measured: Measured) -> Iterator[Finding]:
 
 
 def with_controls() -> Measured:
-    """Tables 1 and 3 with PTFS at ours' rates (its variations begin with `rates:`) and alphas by version."""
+    """Return Tables 1 and 3 with alphas by version and PTFS at ours' rates (variations `rates:…`)."""
     rates = [replace(row, variation=f"rates:{row.variation}") for row in Measured.load("at-ours-rates").rows]
     return Measured([*Measured.load("tables-1-3").rows, *rates, *Measured.load("by-version").rows])
 
 
 def parts(measured: Measured) -> tuple[Difference, Difference]:
-    """What v4 of ours (cosine, alpha 0.6) and of PTFS (cosine) differ by: the schedule's part, and the data order's.
+    """Split the difference between v4 of ours (cosine, alpha 0.6) and of PTFS (cosine).
 
-    The first is PTFS at ours' rates less PTFS (cosine), the second ours less PTFS at ours' rates.
+    Return the schedule's part (PTFS at ours' rates less PTFS (cosine)) and the data order's part (ours less
+    PTFS at ours' rates).
     """
     rates = one("rates:cosine", "ptfs", "v4")
     schedule = measured.difference(rates, one("cosine", "ptfs", "v4"), paired=False)
@@ -120,7 +122,7 @@ def parts(measured: Measured) -> tuple[Difference, Difference]:
 
 
 def controls(measured: Measured) -> Iterator[Finding]:
-    """What of ours against PTFS is the schedule and what the order of the data; what alphas by version reach."""
+    """Yield the findings on the parts of the schedule and the data order, and on alphas by version."""
     schedule, order = parts(measured)
     yield Finding(
         "The cosine is a better schedule for PTFS than ours' rates",
@@ -145,7 +147,7 @@ def controls(measured: Measured) -> Iterator[Finding]:
 
 
 def alphas(measured: Measured) -> Iterator[Finding]:
-    """Table 2: a larger alpha is worth more in later versions."""
+    """Yield the findings of Table 2: a larger alpha is worth more in later versions."""
     for schedule in SCHEDULES:
         small, large = (f"{schedule}_alpha{alpha}" for alpha in (0.2, 0.8))
         gained = one(small, "ours", "v4") | one(large, "ours", "v2")
@@ -156,7 +158,7 @@ def alphas(measured: Measured) -> Iterator[Finding]:
 
 
 def variants(measured: Measured) -> Iterator[Finding]:
-    """Table 10: KeepMin is the worst variant of CPT, ResetMax the best."""
+    """Yield the findings of Table 10: KeepMin is the worst variant of CPT, ResetMax the best."""
     for schedule in SCHEDULES:
         reset, rewarm, keep = (f"{schedule}_{variant}" for variant in VARIANTS)
         for says, worse, ratio in (
@@ -175,7 +177,7 @@ def variants(measured: Measured) -> Iterator[Finding]:
 
 
 def at_rates() -> Measured:
-    """Table 8, with what it shares with Tables 1 and 3, by rate."""
+    """Return Table 8, with the rows that it shares with Tables 1 and 3, sorted by rate."""
     shared = [
         replace(row, variation=SHARED_RATE)
         for row in Measured.load("tables-1-3").rows
@@ -186,7 +188,7 @@ def at_rates() -> Measured:
 
 
 def rates(measured: Measured) -> Iterator[Finding]:
-    """Table 8: the lower the maximal rate, the further ours is ahead of PTFS."""
+    """Yield the findings of Table 8: ours is not behind PTFS at other maximal rates."""
     for variation in dict.fromkeys(row.variation for row in measured.rows):
         if variation == SHARED_RATE:
             continue
@@ -200,7 +202,7 @@ def rates(measured: Measured) -> Iterator[Finding]:
 
 
 def cycles(first: Measured, second: Measured) -> Iterator[Finding]:
-    """Figures 4 and 5: a long cycle in the first stage, a complete decay in the second."""
+    """Yield the findings of Figures 4 and 5: a long cycle in the first stage, a full decay in the second."""
 
     def lengths(measured: Measured) -> list[str]:
         return list(dict.fromkeys(row.variation for row in measured.rows))
@@ -216,7 +218,7 @@ def cycles(first: Measured, second: Measured) -> Iterator[Finding]:
 
 
 def small_findings() -> list[Finding]:
-    """Those of the 1.03M and 33M settings, as far as they are measured."""
+    """Return the measured findings of the 1.03M and 33M settings."""
     paper = Measured.load("tables-1-3")
     made = [
         *controls(with_controls()),

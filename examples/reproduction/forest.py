@@ -12,13 +12,13 @@ HOLDS, OPEN, FAILS = "#009E73", "#9aa4af", "#D55E00"
 
 
 def label(one: Finding) -> str:
-    """The claim, and where it was measured."""
+    """Return the claim and where it was measured."""
     where = one.measure.replace(", mean of v2–v4", "").replace("mean of v2–v4: ", "").replace(" − 1", "")
     return f"{one.says} ({where})"
 
 
 def draw_claims(path: Path) -> None:
-    """A line for each main finding of several seeds; to the right of zero is as claimed.
+    """Draw a line for each main finding of several seeds; to the right of zero is as claimed.
 
     The point is filled where the difference passes Holm's correction.
     """

@@ -39,7 +39,7 @@ DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))
 
 
 def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[str, Any]]:
-    """Every evaluated branch that was not fitted, predicted and measured, and so its gap to the plan's own branch."""
+    """Yield every evaluated branch not fitted: its prediction and its gap to the plan's own branch."""
     branches = [curve for curve in curves if curve.kind == "branch" and curve.validation]
     own = {curve.version: curve for curve in branches if "/" not in curve.name}
     for curve in branches:
@@ -48,7 +48,7 @@ def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[s
 
 
 def along_the_path(model: Model) -> dict[str, float]:
-    """The results of the main path's evaluations: their deviation from their law, and the share of a decay's gain."""
+    """Return the main path evaluations' deviation from their law and their share of a decay's gain."""
     if not model.path or not model.evaluated:
         return {}
     jitter = float(np.sqrt(np.mean(model.path[0].residuals ** 2)))
@@ -56,7 +56,7 @@ def along_the_path(model: Model) -> dict[str, float]:
 
 
 def facts(plan: Plan, one: HeldOut) -> dict[str, Any]:
-    """A prediction with its alpha and decay: those of its variation's name, or else the plan's own."""
+    """Return a prediction with its alpha and decay: those in its variation's name, or else the plan's own."""
     alpha, decay = ALPHA.search(one.run), DECAY.search(one.run)
     return {
         "run": one.run,
@@ -70,7 +70,10 @@ def facts(plan: Plan, one: HeldOut) -> dict[str, Any]:
 
 
 def gap(model: Model, curve: Curve, own: Curve | None) -> dict[str, Any]:
-    """The error of the ratio to the plan's own branch, and whether the interval has it; empty for that itself."""
+    """Return the error of the ratio to the plan's own branch, and whether the interval contains the ratio.
+
+    Empty for the plan's own branch, and if one of the two is not evaluated.
+    """
     if own is None or own is curve or not (curve.validation and own.validation):
         return {}
     predicted = model.ends_of(curve) / model.ends_of(own) - 1
@@ -80,7 +83,7 @@ def gap(model: Model, curve: Curve, own: Curve | None) -> dict[str, Any]:
 
 
 def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Both fits for every seed of a corpus that has been trained."""
+    """Yield every fit for each seed of a corpus that has been trained."""
     base, *others = load_together([PLANS / f"{name}.yaml" for name in names])
     for point in base.of("cosine"):
         mine = [one for other in [base, *others] for one in other.points if one.plan.seed == point.plan.seed]
@@ -99,7 +102,7 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def fits(plan: Plan, seen: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """What the law is fitted to, by name; the main path is the first of `seen`."""
+    """Return the curves that the law is fitted to, by name of the fit; `seen` begins with the main path."""
     plain = [replace(seen[0], checkpoints=None), *seen[1:]]
     found = {"version 1": upto_version(plan, plain, "v1"), "main path, decay of version 1": plain}
     if seen[0].checkpoints:
@@ -109,7 +112,7 @@ def fits(plan: Plan, seen: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def main() -> None:
-    """Fit and compare."""
+    """Fit the law, compare it with the measurements and write the results."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

@@ -11,15 +11,15 @@ from findings import BY_VERSION, LATER, Finding, parts, small_findings, with_con
 from measured import Measured, mean_of
 
 OWN = "cosine_alpha0.6"
-"""The paper's setting of ours."""
+"""Variation with the paper's setting of ours."""
 WITHIN = 0.01
-"""How far (in perplexity) alphas by version may be behind the best PTFS: the goal that was set before the trainings."""
+"""Allowed gap in perplexity of alphas by version to the best PTFS: the goal set before the trainings."""
 RATES = "rates:"
-"""Variations of PTFS at ours' rates begin so."""
+"""Prefix of the variations of PTFS at ours' rates."""
 
 
 def load() -> Measured:
-    """The rows of its experiments, without those that choose rates and schedules with a seed of their own."""
+    """Return the rows of its experiments, without those that choose rates and schedules with own seeds."""
     rows = [row for name in ("r20-ptfs", "r20-ours", "r20-cpt") for row in Measured.load(name).rows]
     for version in LATER:
         same = Measured.load(f"r20-at-ours-rates-{version}").rows
@@ -28,7 +28,7 @@ def load() -> Measured:
 
 
 def others(measured: Measured) -> list[str]:
-    """The rates of `ours` and PTFS's schedules except the cosine that the seeds trained: the best, as chosen."""
+    """Return the trained schedules of PTFS except the cosine and the rates of `ours`: the best, as chosen."""
     names = dict.fromkeys(row.variation for row in measured.rows if row.paradigm == "ptfs")
     return [name for name in names if name != "cosine" and not name.startswith(RATES)]
 
@@ -36,18 +36,18 @@ def others(measured: Measured) -> list[str]:
 def between(
     measured: Measured, above: tuple[str, str], below: tuple[str, str], paired: bool = False
 ) -> Difference:
-    """The mean loss of v2 to v4 of a variation and paradigm less that of another."""
+    """Return the mean loss of v2 to v4 of a variation and paradigm less that of another."""
     return measured.difference(mean_of(*above, LATER), mean_of(*below, LATER), paired)
 
 
 def main_parts(measured: Measured) -> tuple[Difference, Difference]:
-    """As `findings.parts`, for the mean of v2 to v4."""
+    """Return the parts as `findings.parts` does, for the mean of v2 to v4."""
     rates = (RATES + OWN, "ptfs")
     return between(measured, rates, ("cosine", "ptfs")), between(measured, (OWN, "ours"), rates)
 
 
 def main_findings(measured: Measured) -> Iterator[Finding]:
-    """The paradigms, the two parts of ours against PTFS, and the goals."""
+    """Yield the findings on the paradigms, the two parts of ours against PTFS, and the goals."""
     ptfs, cpt, ours, by_version = (
         ("cosine", "ptfs"),
         ("reset-max", "cpt"),
@@ -82,12 +82,12 @@ def main_findings(measured: Measured) -> Iterator[Finding]:
 
 
 def all_findings() -> list[Finding]:
-    """Those of the main setting, then those of the others, as far as they are measured."""
+    """Return the measured findings of the main setting, then those of the other settings."""
     return [one for one in main_findings(load()) if one.difference.seeds] + small_findings()
 
 
 def parts_said() -> str:
-    """What of ours against PTFS is the schedule's and what the data order's, in a sentence for each setting."""
+    """Return a sentence per setting: the schedule's and the data order's part of ours against PTFS."""
     said = ""
     for where, (schedule, order) in (
         ("In the main setting, mean of v2 to v4", main_parts(load())),

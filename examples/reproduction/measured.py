@@ -1,8 +1,8 @@
 """The measured perplexities in `results/`, and statistics over seeds.
 
-Two models are compared with the same seed and on the same kind of processor alone: processors round differently,
-which after some hundred steps is a training of its own (up to 0.63% here), and branches of two machines come off two
-main paths.
+Two models are compared only with the same seed and on the same kind of processor: processors round
+differently, which after some hundred steps makes another training (up to 0.63% here), and the branches of two
+machines start from two main paths.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Model = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One perplexity: of a version's model under a paradigm, trained with a seed on a processor."""
+    """Perplexity of a version's model under a paradigm, trained with a seed on a processor."""
 
     processor: str
     seed: int
@@ -48,7 +48,7 @@ class Measured:
 
     @classmethod
     def load(cls, name: str) -> Measured:
-        """The experiment's file; empty where there is none."""
+        """Return the rows of the experiment's file; none if the file does not exist."""
         path = RESULTS / f"{name}.csv"
         if not path.exists():
             return cls([])
@@ -67,30 +67,30 @@ class Measured:
             )
 
     def seeds(self) -> list[int]:
-        """Every seed that there is."""
+        """Return all seeds, sorted."""
         return sorted({row.seed for row in self.rows})
 
     def at(self, variation: str, paradigm: str, version: str) -> dict[int, float]:
-        """Perplexity by seed, the mean of its processors."""
+        """Return the perplexity by seed, the mean over the processors."""
         found = {seed: self._at.get((variation, paradigm, version, seed)) for seed in self.seeds()}
         return {seed: statistics.fmean(values.values()) for seed, values in found.items() if values}
 
     def paired(self, value: Callable[[int], float | None]) -> list[float]:
-        """`value(seed)` for every seed that has one."""
+        """Return `value(seed)` for every seed that has one."""
         found = [value(seed) for seed in self.seeds()]
         return [one for one in found if one is not None]
 
     def ratio(self, seed: int, above: Model, below: Model) -> float | None:
-        """Perplexity of one model over that of another, minus 1, with the same seed.
+        """Return the perplexity of one model over that of another, minus 1, with the same seed.
 
-        The mean of the processors that have both; None where none has.
+        It is the mean over the processors that have both; None if none has.
         """
         one, other = (self._at.get((*model, seed), {}) for model in (above, below))
         found = [one[name] / other[name] - 1 for name in one if name in other]
         return statistics.fmean(found) if found else None
 
     def loss(self, seed: int, processor: str, weights: Mapping[Model, float]) -> float | None:
-        """The weighted sum of models' losses (nats a token); None where one is missing."""
+        """Return the weighted sum of models' losses (nats a token); None if one is missing."""
         found = [
             (weight, self._at.get((*model, seed), {}).get(processor)) for model, weight in weights.items()
         ]
@@ -100,9 +100,9 @@ class Measured:
     def difference(
         self, above: Mapping[Model, float], below: Mapping[Model, float], paired: bool
     ) -> Difference:
-        """Weighted losses of some models less those of others, for every seed that has them on one processor.
+        """Return the weighted losses of some models less those of others, for every seed that has them.
 
-        The mean of the processors that have all of them.
+        Each is the mean over the processors that have all of them.
         """
         sides: tuple[list[float], list[float]] = ([], [])
         processors = sorted({row.processor for row in self.rows})
@@ -120,12 +120,12 @@ class Measured:
 
 
 def mean_of(variation: str, paradigm: str, versions: Sequence[str]) -> dict[Model, float]:
-    """The weights of the mean loss of some versions' models."""
+    """Return the weights of the mean loss of some versions' models."""
     return {(variation, paradigm, version): 1 / len(versions) for version in versions}
 
 
 def said(values: Sequence[float], places: int = 2) -> str:
-    """`12.34 ±0.05`: mean and standard deviation over seeds; the value alone where there is one."""
+    """Return `12.34 ±0.05`: mean and standard deviation over seeds; the value alone for a single seed."""
     if not values:
         return "–"
     mean = f"{statistics.fmean(values):.{places}f}"
@@ -133,7 +133,7 @@ def said(values: Sequence[float], places: int = 2) -> str:
 
 
 def percent(values: Sequence[float]) -> str:
-    """The same for shares."""
+    """Return mean and standard deviation of shares, in percent."""
     if not values:
         return "–"
     mean = f"{100 * statistics.fmean(values):+.2f}%"
@@ -141,12 +141,12 @@ def percent(values: Sequence[float]) -> str:
 
 
 def nats(shares: Sequence[float]) -> str:
-    """The mean of differences that are shares of a perplexity, in nats a token."""
+    """Return the mean of differences that are shares of a perplexity, in nats a token."""
     return f"{statistics.fmean(map(math.log1p, shares)):+.4f}" if shares else "–"
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half the width of the mean's 95% interval (Student's t); infinite for a single value."""
+    """Return half the width of the mean's 95% interval (Student's t); infinite for a single value."""
     if len(values) < 2:
         return math.inf
     return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))

@@ -31,26 +31,26 @@ from megatron_lrpath.runs.results import fresh_evaluation
 
 
 def evaluated(preview: Preview) -> float:
-    """The perplexity of a preview, merged and evaluated unless it has been."""
+    """Return the perplexity of a preview; merge and evaluate it unless that is done."""
     folder = preview.folder / "runs" / "ours" / preview.run.name
     if fresh_evaluation(folder, preview.run.last_step) is None:
-        shutil.rmtree(preview.folder, ignore_errors=True)  # what an interrupted call has left
+        shutil.rmtree(preview.folder, ignore_errors=True)  # the rest of an interrupted call
         path = write_preview(preview)
-        words = ["--plan", str(path), "--device", "cpu", "--runs", f"ours/{preview.run.name}"]
-        process = CONTEXTS["cpu"].Process(target=call, args=(EVALUATE, words, preview.folder / "eval.log"))
+        argv = ["--plan", str(path), "--device", "cpu", "--runs", f"ours/{preview.run.name}"]
+        process = CONTEXTS["cpu"].Process(target=call, args=(EVALUATE, argv, preview.folder / "eval.log"))
         process.start()
         process.join()
     return float((fresh_evaluation(folder, preview.run.last_step) or {})["perplexity"])
 
 
 def undecayed(preview: Preview) -> Preview:
-    """The main path's last checkpoint alone, as a merge with the weights 0 and 1."""
+    """Return the main path's last checkpoint alone, as a merge with the weights 0 and 1."""
     steps = preview.steps[-2:]
     return Preview(preview.plan, preview.run, f"{preview.run.version}-undecayed", steps, (0.0, 1.0))
 
 
 def rows(point: Point, versions: list[str]) -> Iterator[dict[str, Any]]:
-    """One point's merges, for the versions whose end the main path has passed."""
+    """Yield the merges of a point, for the versions whose end the main path has passed."""
     match = NAME.fullmatch(point.group)
     for version in versions if match else ():
         try:
@@ -72,7 +72,7 @@ def rows(point: Point, versions: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Merge and evaluate."""
+    """Merge, evaluate and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

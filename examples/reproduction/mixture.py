@@ -23,13 +23,13 @@ from corpus import DATA, ROOT, VALID_TOKENS, draw, pages, tokenize, train_tokeni
 FOLDER = DATA / "mixture"
 SHARES = {"novels": 0.5, "documentation": 0.25, "code": 0.25}
 DRAWS = {"slices": (2_500_000, 128), "slices-large": (8_300_000, 256)}
-"""Tokens of each version and of a sample: for the CPU's experiments and for a GPU's."""
+"""Tokens of each version and of a sample: for the experiments on the CPU and on a GPU."""
 WHEEL = "sympy-1.13.3-py3-none-any.whl"
 DIGEST = "54612cf55a62755ee71824ce692986f23c88ffa77207b30c1368eda4a7060f73"
 
 
 def strings() -> Iterator[list[tuple[str, str]]]:
-    """The quickstart's text, a list for each of its files: a service and one of its documentation strings."""
+    """Yield the quickstart's text, a list for each of its files: services and their documentation strings."""
     subprocess.run([sys.executable, str(ROOT / "examples/quickstart/prepare.py")], check=True)
     for path in sorted(Path("data/quickstart/text").glob("*.jsonl")):
         lines = map(json.loads, path.open(encoding="utf-8"))
@@ -37,13 +37,13 @@ def strings() -> Iterator[list[tuple[str, str]]]:
 
 
 def documentation() -> Iterator[str]:
-    """The quickstart's text in pages."""
+    """Yield the quickstart's text in pages."""
     for file in strings():
         yield from pages(text for _, text in file)
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:
-    """The modules of sympy: name and pages."""
+    """Yield the modules of sympy: name and pages."""
     wheel = DATA / WHEEL
     if not wheel.exists():
         name, version = WHEEL.split("-")[:2]
@@ -58,13 +58,13 @@ def modules() -> Iterator[tuple[str, list[str]]]:
 
 
 def code() -> Iterator[str]:
-    """Modules of sympy in pages."""
+    """Yield the modules of sympy in pages."""
     for _, module in modules():
         yield from module
 
 
 def fiction(source: str) -> Iterator[str]:
-    """The novels of all periods."""
+    """Yield the novels of all periods."""
     for path in novels.texts(source):
         yield from (json.loads(line)["text"] for line in path.open(encoding="utf-8"))
 
@@ -84,9 +84,9 @@ def main() -> None:
     sources = [f"{prefixes[domain]}:{share}:{domain}" for domain, share in SHARES.items()]
     for name, (tokens, length) in DRAWS.items():
         if not (FOLDER / name / "valid.slice").exists():
-            words: list[object] = [word for source in sources for word in ("--source", source)]
-            words += ["--versions", 4, "--tokens-per-version", tokens, "--valid-tokens", VALID_TOKENS]
-            draw(FOLDER / name, *words, "--seq-length", length)
+            argv: list[object] = [word for source in sources for word in ("--source", source)]
+            argv += ["--versions", 4, "--tokens-per-version", tokens, "--valid-tokens", VALID_TOKENS]
+            draw(FOLDER / name, *argv, "--seq-length", length)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from corpus import DATA, VALID_TOKENS, draw, pages, tokenize, train_tokenizer, w
 COLLECTION = "https://github.com/COST-ELTeC/ELTeC-eng.git"
 COMMIT = "3db3b6738a836f0e1b276b6c9703e42f4297f978"
 LEFT_OUT = "level1/ENG18460_Reynolds.xml"
-"""The collection's 100th novel, by far the longest: not in the copy from which the published figures were made."""
+"""The collection's 100th novel, by far the longest: not in the copy behind the published figures."""
 FOLDER = DATA / "novels"
 PERIODS = {"T1": "v1", "T2": "v2", "T3": "v3", "T4": "v4"}
 TEI = "{http://www.tei-c.org/ns/1.0}"
@@ -28,7 +28,7 @@ ELTEC = "{http://distantreading.net/eltec/ns}"
 
 
 def fetch(source: str) -> Path:
-    """The folder of the novels at the commit, cloned from `source` (an address or another clone)."""
+    """Return the folder of the novels at the commit, cloned from `source` (an address or another clone)."""
     clone = DATA / "ELTeC-eng"
     novels = ["level1", f":(exclude){LEFT_OUT}"]
     try:
@@ -43,13 +43,13 @@ def fetch(source: str) -> Path:
     return clone / "level1"
 
 
-def git(*words: str) -> None:
-    """Call git; raises CalledProcessError."""
-    subprocess.run(["git", *words], check=True, stdout=subprocess.DEVNULL)
+def git(*argv: str) -> None:
+    """Call git; raise CalledProcessError if it fails."""
+    subprocess.run(["git", *argv], check=True, stdout=subprocess.DEVNULL)
 
 
 def paragraphs(novel: ElementTree.Element) -> Iterator[str]:
-    """The paragraphs of a novel's body, each on one line."""
+    """Yield the paragraphs of a novel's body, each on one line."""
     for body in novel.iter(f"{TEI}body"):
         for paragraph in body.iter(f"{TEI}p"):
             if text := " ".join("".join(paragraph.itertext()).split()):
@@ -57,7 +57,7 @@ def paragraphs(novel: ElementTree.Element) -> Iterator[str]:
 
 
 def read(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Every novel: the version of its period, its name, and its pages."""
+    """Yield every novel: the version of its period, its name, and its pages."""
     for path in sorted(folder.glob("*.xml")):
         novel = ElementTree.parse(path).getroot()
         period = next(novel.iter(f"{ELTEC}timeSlot")).get("key", "")
@@ -65,7 +65,7 @@ def read(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def texts(source: str = COLLECTION) -> list[Path]:
-    """The JSON lines of v1 to v4, made if they are not there."""
+    """Return the JSON lines files of v1 to v4; make them if one is missing."""
     files = [FOLDER / "text" / f"{version}.jsonl" for version in PERIODS.values()]
     if not all(path.exists() for path in files):
         documents: dict[str, list[str]] = {path.stem: [] for path in files}
@@ -77,7 +77,7 @@ def texts(source: str = COLLECTION) -> list[Path]:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The argument for the source of the novels."""
+    """Add the argument for the source of the novels."""
     parser.add_argument("--source", default=COLLECTION, help="where git clones the novels from")
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_source(parser)
     files = texts(parser.parse_args().source)
-    train_tokenizer(FOLDER, files[:1])  # all that a team has when it begins
+    train_tokenizer(FOLDER, files[:1])  # the only text that a team has when it begins
     sources = {path.stem: f"{tokenize(FOLDER, path)}::{path.stem}" for path in files}
     if not (FOLDER / "slices" / "valid.slice").exists():
         every = [word for source in sources.values() for word in ("--source", source)]

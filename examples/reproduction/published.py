@@ -34,15 +34,15 @@ MODELS = ("25", "100", "400")
 WARMUP, SHORT = 2160, 24_000
 SCALE = Scale(PUBLISHED_LR, PUBLISHED_LR * SHORT, WARMUP)
 FITTED = ("constant_24000", "wsdld_20000_24000")
-"""The trainings after a first version: a path at the full rate, and one decay from it."""
+"""Trainings that exist after a first version: a path at the full rate, and one decay from it."""
 SPREADS = np.array([SPREAD.get(name, np.inf) for name in PARAMETERS])
 
 
 def read(path: Path) -> Curve:
-    """A curve from the authors' CSV (step, rate, loss), the rate drawn straight between its rows."""
+    """Return a curve from the authors' CSV (step, rate, loss); the rate is interpolated between its rows."""
     steps, rates, losses = np.genfromtxt(path, delimiter=",", skip_header=1).T
     every = np.interp(np.arange(steps[-1]), np.append(0, steps), np.append(0, rates))
-    if path.stem.startswith("wsdcon"):  # its rate falls in one step, behind a row
+    if path.stem.startswith("wsdcon"):  # its rate falls in one step, after a row
         after = steps[np.flatnonzero(np.diff(rates))[0]]
         every[int(after) :] = rates[-1]
     late = steps > WARMUP
@@ -51,18 +51,18 @@ def read(path: Path) -> Curve:
 
 
 def expectation_of(fits: list[F64]) -> Expectation:
-    """Their mean, with the spreads that `lrpath advise` allows."""
+    """Return the mean of the fits, with the spreads that `lrpath advise` allows."""
     return Expectation(np.where(np.isinf(SPREADS), 0.0, np.mean(fits, axis=0)), SPREADS)
 
 
 def error(curve: Curve, fit: Fit) -> float:
-    """The law's loss over the measured one at the curve's end, minus 1."""
+    """Return the law's loss over the measured one at the curve's end, minus 1."""
     steps = curve.logged[-5:]
     return float(fit.losses(curve.rates, steps, np.zeros(5, int)).mean() / curve.losses[-5:].mean() - 1)
 
 
 def main() -> None:
-    """Fit and compare."""
+    """Fit the law to the curves, compare and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,12 +89,12 @@ def main() -> None:
 
 
 def named(parameters: F64) -> dict[str, float]:
-    """Parameters by name."""
+    """Return the parameters by name."""
     return dict(zip(PARAMETERS, parameters.tolist(), strict=True))
 
 
 def errors(curves: dict[str, dict[str, Curve]], parameters: dict[str, F64]) -> dict[str, dict[str, float]]:
-    """For every curve that was not fitted, the error in each model, with expectations from the others."""
+    """Return the error in each model for every curve not fitted, with expectations from the others."""
     found: dict[str, dict[str, float]] = {name: {} for name in curves[MODELS[0]] if name not in FITTED}
     for model, mine in curves.items():
         others = [values for name, values in parameters.items() if name != model]

@@ -1,4 +1,4 @@
-"""Regret of the advice: of the branches that were measured, what its predictions would have taken over the best."""
+"""Regret of the advice: the loss of the branches that it would choose over that of the best measured ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from megatron_lrpath.advise.predict import DECAYS
 from megatron_lrpath.advise.regret import Regret, Tried, regret
 
 MEAN_ALPHAS = (0.2, 0.4, 0.6, 0.8)
-"""The budgets: the mean alpha of the compared versions may be that much."""
+"""Budgets: limits of the mean alpha of the compared versions."""
 EXPERIMENTS = ("tables-1-3", "beyond-0.58", "beyond-0.58-fine")
 RUN = re.compile(rf"small-(?P<experiment>{'|'.join(EXPERIMENTS[::-1])})-(?P<variation>.+)_seed\d+/.+")
 OWN = ("tables-1-3", "cosine")
 ELSEWHERE = re.compile(r"cosine_min_lr0.0003(?P<alpha>_alpha.+)")
-"""A variation of `beyond-0.58` that is the plan's own decay: its perplexities are in table-2."""
+"""Variations of `beyond-0.58` that have the plan's own decay: their perplexities are in table-2."""
 
 
 def regrets() -> Iterator[tuple[str, int, list[int], dict[float, Regret]]]:
-    """Fit, seed, the number of measured branches of each version, and regret by mean alpha, where there is a choice.
+    """Yield fit, seed, number of measured branches by version, and regret by mean alpha, where it exists.
 
     A branch of any decay that the law was fitted on, for each version that has several; the last version's branch
     counts in full, as it does once a further version is appended.
@@ -41,7 +41,7 @@ def regrets() -> Iterator[tuple[str, int, list[int], dict[float, Regret]]]:
 
 
 def by_version(fit: Mapping[str, Any], measured: Mapping[str, Measured]) -> dict[str, list[Tried]]:
-    """The predicted branches of a fit whose perplexity is measured, by version; steps are hundredths of alpha."""
+    """Return the predicted branches of a fit with measured perplexity, by version (steps: 100 alpha)."""
     columns: dict[str, list[Tried]] = {}
     for check in fit["checks"]:
         losses = measured_losses(check, measured)
@@ -53,7 +53,7 @@ def by_version(fit: Mapping[str, Any], measured: Mapping[str, Measured]) -> dict
 
 
 def measured_losses(check: Mapping[str, Any], measured: Mapping[str, Measured]) -> dict[int, float]:
-    """The loss in nats a token of a branch by seed, from the tables of its experiment."""
+    """Return the loss of a branch in nats a token by seed, from the tables of its experiment."""
     found = RUN.fullmatch(check["run"])
     experiment, variation = (found["experiment"], found["variation"]) if found else OWN
     places = [(experiment, variation)]
@@ -66,10 +66,10 @@ def measured_losses(check: Mapping[str, Any], measured: Mapping[str, Measured]) 
 
 
 def in_perplexity(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The fits with errors as shares of the perplexity: those of `advise.json` are shares of the loss.
+    """Return the fits with errors as shares of the perplexity; in `advise.json` they are shares of the loss.
 
-    A branch whose perplexity is not in the tables is taken at the loss of the plan's own branch of the same version;
-    one without that is left out.
+    A branch whose perplexity is not in the tables gets the loss of the plan's own branch of the same version;
+    if that is missing too, the branch is left out.
     """
     measured = {name: Measured.load(name) for name in (*EXPERIMENTS, "table-2")}
 
@@ -92,7 +92,7 @@ def in_perplexity(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lines() -> list[Sequence[str]]:
-    """The table's lines: fit, seed, how many branches of each version there were, and the regret at every budget."""
+    """Return the table's rows: fit, seed, number of branches of each version, regret at every budget."""
     return [
         [
             fit,

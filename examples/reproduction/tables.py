@@ -36,25 +36,25 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 SMALL = Path(__file__).resolve().parents[1] / "paper" / "small"
 DOCUMENTS = ("reproduction.md", "advise.md")
 NAMES = {"ptfs": "PTFS", "cpt": "CPT", "ours": "Ours"}
-"""As in the tables, in their order."""
+"""Names of the paradigms in the tables, in order."""
 PTFS_STYLES = ("cosine", "knee", "multi-step", "minus-sqrt", "linear")
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def natural(name: str) -> tuple[str | float, ...]:
-    """A key that sorts numbers within names by their value."""
+    """Return a key that sorts numbers within names by their value."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return tuple(float(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def label(name: str, row: Row) -> str:
-    """The paradigm, and which schedule PTFS has: a variation is named after it, or after the run whose rates it has."""
+    """Return the paradigm; for PTFS with the schedule in the variation's name, or "ours' rates"."""
     if row.paradigm != "ptfs":
         return NAMES[row.paradigm]
     if "at-ours-rates" in name:
@@ -64,7 +64,7 @@ def label(name: str, row: Row) -> str:
 
 
 def perplexities(name: str) -> str:
-    """An experiment's table: variations and paradigms, mean ± deviation over the seeds, and the mean loss."""
+    """Return an experiment's table: variations and paradigms, mean ± deviation over seeds, mean loss."""
     measured = Measured.load(name)
     if not measured.rows:
         return "Not measured yet.\n"
@@ -84,14 +84,14 @@ def perplexities(name: str) -> str:
 
 
 def mean_loss(found: Sequence[Mapping[int, float]]) -> str:
-    """The mean loss in nats a token over the versions, of the seeds that have all of them."""
+    """Return the mean loss in nats a token over the versions, of the seeds that have all of them."""
     seeds = set.intersection(*(set(values) for values in found))
     losses = [statistics.fmean(math.log(values[seed]) for values in found) for seed in sorted(seeds)]
     return said(losses, 4) if losses else "–"
 
 
 def effort() -> str:
-    """What each experiment takes by itself; files given to `train.py` together share trainings."""
+    """Return the table of the trainings and steps of each experiment without those it shares with others."""
     lines = []
     for path in sorted(SMALL.glob("*.yaml"), key=lambda path: natural(path.stem)):
         if is_experiment(path):
@@ -102,13 +102,13 @@ def effort() -> str:
 
 
 def finding_table(main: bool) -> str:
-    """The main findings or the details, each with its verdict; a list is corrected for its own number."""
+    """Return the main findings or the details with their verdicts; a list is corrected for its own number."""
     header = ["claim", "measured here", "mean [95% interval]", "nats", "seeds", "here"]
     return markdown(header, finding_rows([finding for finding in all_findings() if finding.main == main]))
 
 
 def periods() -> str:
-    """Perplexity of the novels' models by period of the validation text."""
+    """Return the table of the perplexity of the novels' models by period of the validation text."""
     path = RESULTS / "domains" / "novels.csv"
     if not path.exists():
         return "Not measured yet.\n"
@@ -127,7 +127,7 @@ def periods() -> str:
 
 
 def merged() -> str:
-    """Branches previewed by merging, against the trained ones."""
+    """Return the table of branches previewed by merging, against the trained ones."""
     path = RESULTS / "merged.json"
     if not path.exists():
         return "Not measured yet.\n"
@@ -171,7 +171,7 @@ def merged() -> str:
 
 
 def held_out(by: str) -> str:
-    """What the law of `lrpath advise` predicted of branches that it had not seen.
+    """Return the table of the predictions of `lrpath advise` for branches that were not fitted.
 
     `by` is `version` (for every fit), `choice` (alpha and decay, of the fits that saw the main path evaluated), both
     over all seeds, or `seed`.
@@ -192,7 +192,7 @@ def held_out(by: str) -> str:
 
 
 def regret_table() -> str:
-    """Regret of the advice's predictions, by fit and seed."""
+    """Return the table of the regret of the advice's predictions, by fit and seed."""
     if not (RESULTS / "advise.json").exists():
         return "Not measured yet.\n"
     return markdown(
@@ -202,7 +202,7 @@ def regret_table() -> str:
 
 
 def groups_of(fits: Sequence[dict[str, Any]], by: str) -> dict[str, list[dict[str, Any]]]:
-    """The branches that the fits have predicted, in groups; see `held_out`."""
+    """Return the branches that the fits have predicted, in groups; see `held_out`."""
     if by == "seed":
         return {f"seed {fit['seed']}": fit["checks"] for fit in fits}
     every = [check for fit in fits for check in fit["checks"]]
@@ -214,7 +214,7 @@ def groups_of(fits: Sequence[dict[str, Any]], by: str) -> dict[str, list[dict[st
 
 
 def grouped(checks: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The branches that have the same alpha, decay or version, by what that is."""
+    """Return the branches grouped by each of `names` (alpha, decay or version), by its value."""
     groups = {}
     for name in names:
         for value in sorted({check[name] for check in checks}):
@@ -224,7 +224,7 @@ def grouped(checks: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
 
 
 def errors_said(checks: Sequence[dict[str, Any]]) -> list[str]:
-    """Their number; mean, mean size and largest size of the errors, and how many the intervals had; of gaps, too."""
+    """Return number, mean, mean size, largest size and share within the interval of errors, then of gaps."""
     errors = [one["error"] for one in checks]
     gaps = [one for one in checks if "gap_error" in one]
     return [
@@ -238,18 +238,18 @@ def errors_said(checks: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def share_said(inside: Sequence[bool]) -> str:
-    """How many of them are true."""
+    """Return the share of true values in percent."""
     return f"{100 * statistics.fmean(inside):.0f}%" if inside else "–"
 
 
 def sizes_said(errors: Sequence[float]) -> list[str]:
-    """Mean size and largest size."""
+    """Return the mean size and the largest size in percent."""
     sizes = [abs(error) for error in errors]
     return [f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"] if sizes else ["–", "–"]
 
 
 def published(part: str, first: str, form: Callable[[float], str]) -> str:
-    """What `published.py` has found: a part of it, its rows' names in the column `first`."""
+    """Return a part of the results of `published.py` as a table, its rows' names in the column `first`."""
     path = RESULTS / "published.json"
     if not path.exists():
         return "Not measured yet.\n"
@@ -259,7 +259,7 @@ def published(part: str, first: str, form: Callable[[float], str]) -> str:
 
 
 def machines() -> str:
-    """On what all of it was measured."""
+    """Return a list of the machines and versions that the experiments were measured on."""
     experiments: dict[str, list[str]] = {}
     for name, measured_on in json.loads((RESULTS / "machines.json").read_text()).items():
         for facts in measured_on:
@@ -271,7 +271,7 @@ def machines() -> str:
 
 
 def progress(prefix: str) -> str:
-    """How much of the experiments of a setting is measured: perplexities by seed."""
+    """Return the table of the measured perplexities of a setting's experiments, by seed."""
     lines = []
     for path in sorted(SMALL.glob(f"{prefix}-*.yaml"), key=lambda path: natural(path.stem)):
         if is_experiment(path):
@@ -285,7 +285,7 @@ def progress(prefix: str) -> str:
 
 
 def rates() -> str:
-    """Table 8: how far the paradigms lie apart at each maximal rate."""
+    """Return the rows of Table 8: how far apart the paradigms are at each maximal rate."""
     measured = at_rates()
     lines = []
     for variation in dict.fromkeys(row.variation for row in measured.rows):
@@ -314,7 +314,7 @@ MAKERS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write the tables of the documents again."""
+    """Rewrite the tables and figures of the documents."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

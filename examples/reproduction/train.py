@@ -32,7 +32,7 @@ from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import link_aliases
 
-# Of a process that has opened a GPU, none that uses one can be forked; with the CPU backend, all can.
+# A process that has opened a GPU cannot fork a process that uses one; with the CPU backend, it can.
 CONTEXTS: dict[str, ForkServerContext | SpawnContext] = {
     "cpu": multiprocessing.get_context("forkserver"),
     "cuda": multiprocessing.get_context("spawn"),
@@ -42,7 +42,7 @@ TRAIN, EVALUATE = "megatron_lrpath.training.pretrain", "megatron_lrpath.evaluate
 
 @dataclass
 class Job:
-    """A process at work on a task, with its log."""
+    """Process that works on a task, with its log."""
 
     task: PointTask
     process: BaseProcess
@@ -50,8 +50,8 @@ class Job:
     started: float
 
 
-def call(module: str, words: Sequence[str], log: Path) -> None:
-    """In a forked process: `module.main(words)`, its output in `log`."""
+def call(module: str, argv: Sequence[str], log: Path) -> None:
+    """Run `module.main(argv)` in a forked process, with its output in `log`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # As in a process started by itself: Megatron's data loaders can only be forked.
     multiprocessing.set_start_method("fork", force=True)
@@ -59,33 +59,33 @@ def call(module: str, words: Sequence[str], log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    importlib.import_module(module).main(list(words))
+    importlib.import_module(module).main(list(argv))
 
 
 def start(task: PointTask, device: str) -> Job:
-    """Begin what the task needs next: its training, or the evaluation of what it has trained."""
+    """Start what the task needs next: its training, or the evaluation of the trained model."""
     plan = ["--plan", str(task.plan_path), "--device", device]
     if task.complete:
-        module, words = EVALUATE, [*plan, "--runs", f"{task.run.paradigm}/{task.run.name}"]
+        module, argv = EVALUATE, [*plan, "--runs", f"{task.run.paradigm}/{task.run.name}"]
     else:
-        module, words = TRAIN, [*plan, "--paradigm", task.run.paradigm, "--run", task.run.name]
+        module, argv = TRAIN, [*plan, "--paradigm", task.run.paradigm, "--run", task.run.name]
     log = new_log(task.folder)
-    process = CONTEXTS[device].Process(target=call, args=(module, words, log))
+    process = CONTEXTS[device].Process(target=call, args=(module, argv, log))
     process.start()
     return Job(task, process, log, time.monotonic())
 
 
 def finished(task: PointTask) -> bool:
-    """Whether the task is trained and, if it is a version's model, evaluated."""
+    """Return whether the task is trained and, if it is a version's model, evaluated."""
     return task.complete and (
         task.run.kind == "main" or fresh_evaluation(task.folder, task.run.last_step) is not None
     )
 
 
 def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
-    """Train and evaluate, `jobs` processes at a time, the tasks in their order as far as parents allow.
+    """Train and evaluate, `jobs` processes at a time, the tasks in order as far as their parents allow.
 
-    Raises SystemExit at the first failure, when the others have ended.
+    After the first failure start no further process; raise SystemExit if trainings are left.
     """
     folders = {task.key: task.folder for task in tasks}
     for task in tasks:
@@ -119,17 +119,17 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
 
 
 def report(job: Job) -> bool:
-    """Say how a process ended; whether it ended well."""
+    """Print how a process ended; return whether it succeeded."""
     good = job.process.exitcode == 0 and job.task.complete
     seconds = time.monotonic() - job.started
-    words = "done" if good else f"FAILED ({job.process.exitcode}), see {job.log}"
-    line = f"{job.task.key}: {job.task.run.steps} steps, {seconds:.0f} s, {words}"
+    outcome = "done" if good else f"FAILED ({job.process.exitcode}), see {job.log}"
+    line = f"{job.task.key}: {job.task.run.steps} steps, {seconds:.0f} s, {outcome}"
     print(time.strftime("%H:%M:%S"), line, flush=True)
     return good
 
 
 def chosen(experiment: Experiment, seed: int | None, patterns: Sequence[str]) -> Experiment:
-    """The experiment with this seed (None: all) and the variations that match a pattern alone."""
+    """Return the experiment with only this seed (None: all) and the variations that match a pattern."""
     points = tuple(
         point
         for point in experiment.points
@@ -139,7 +139,7 @@ def chosen(experiment: Experiment, seed: int | None, patterns: Sequence[str]) ->
 
 
 def wanted(experiments: Sequence[Experiment], seed: int | None, patterns: Sequence[str]) -> list[PointTask]:
-    """The trainings that the chosen variations need, in the folders that they share with all others."""
+    """Return the trainings that the chosen variations need, in the folders shared with all others."""
     some = shared_tasks([chosen(one, seed, patterns) for one in experiments])
     folders = {folder for task in some for folder in (task.folder, *task.aliases)}
     every = shared_tasks([chosen(one, seed, ["*"]) for one in experiments])
@@ -147,7 +147,7 @@ def wanted(experiments: Sequence[Experiment], seed: int | None, patterns: Sequen
 
 
 def main() -> None:
-    """Train what is left of the experiments."""
+    """Train the remaining trainings of the experiments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

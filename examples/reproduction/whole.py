@@ -20,32 +20,32 @@ from mixture import SHARES, modules, strings
 
 FOLDER = DATA / "whole"
 HELD_OUT = 20
-"""One document of so many is held out."""
+"""One in this many documents is held out."""
 TOKENS, LENGTH = 4_550_000, 128
 """Tokens of a version and of a sample."""
 Documents = Iterator[tuple[str, list[str]]]
 
 
 def fiction(source: str) -> Documents:
-    """The novels in the order of their periods: name and pages."""
+    """Yield the novels in the order of their periods: name and pages."""
     for _, name, text in sorted(novels.read(novels.fetch(source)), key=lambda novel: novel[0]):
         yield name, text
 
 
 def documentation() -> Documents:
-    """What each of the quickstart's files has of a service: its name and pages."""
+    """Yield for each service in each of the quickstart's files its name and pages."""
     for file in strings():
         for service, lines in groupby(sorted(file, key=lambda line: line[0]), key=lambda line: line[0]):
             yield service, list(pages(text for _, text in lines))
 
 
 def held_out(name: str) -> bool:
-    """Whether the document of this name is for validation."""
+    """Return whether the document of this name is for validation."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT == 0
 
 
 def split(documents: Iterable[tuple[str, list[str]]]) -> dict[bool, list[str]]:
-    """The pages by whether their document is held out."""
+    """Return the pages, by whether their document is held out."""
     found: dict[bool, list[str]] = {False: [], True: []}
     for name, text in documents:
         found[held_out(name)] += text
@@ -53,7 +53,7 @@ def split(documents: Iterable[tuple[str, list[str]]]) -> dict[bool, list[str]]:
 
 
 def write(makers: Mapping[str, Callable[[], Documents]]) -> dict[bool, dict[str, Path]]:
-    """The JSON lines of every domain, by whether they are held out; made if they are not there."""
+    """Return the JSON lines files of every domain, by whether they are held out; make missing ones."""
     files = {
         out: {domain: FOLDER / "text" / f"{domain}{'-held-out' if out else ''}.jsonl" for domain in makers}
         for out in (False, True)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def conversation(generator: random.Random) -> dict[str, Any]:
-    """One line: a chat of two turns, a prompt, or an instruction with its input."""
+    """Return one line: a chat of two turns, a prompt, or an instruction with its input."""
     one, other = generator.randint(1, 20), generator.randint(1, 20)
     form = generator.randrange(3)
     if form == 0:
@@ -37,11 +37,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/sft/chat.jsonl"))
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    said = parser.parse_args()
-    generator = random.Random(said.seed)
-    said.output.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(conversation(generator)) + "\n" for _ in range(said.count)]
-    said.output.write_text("".join(lines), encoding="utf-8")
+    args = parser.parse_args()
+    generator = random.Random(args.seed)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(conversation(generator)) + "\n" for _ in range(args.count)]
+    args.output.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class HeldOut:
 
     @property
     def inside(self) -> bool:
-        """Whether the measured loss is in the predicted interval."""
+        """Return whether the measured loss is in the predicted interval."""
         return self.low <= self.measured <= self.high
 
 
@@ -205,7 +205,7 @@ def regret_of(
 ) -> Regret | None:
     """Return the regret of the finished branches, with any decay, at a relative cost; see `plan_regret`.
 
-    If the fit predicts validation losses, branches that are not evaluated are left out.
+    If the fit predicts validation losses, branches that are not evaluated are excluded.
     """
     tried: dict[int, list[Tried]] = {}
     steps = branch_steps(plan, others)

@@ -260,7 +260,7 @@ def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
             for number, one in enumerate(column)
             if not index or follows(plan, index, one, columns[index - 1][picks[-1]])
         ]
-        # What may follow depends on the last pick where the next version's branches may begin before its data.
+        # The choices depend on the last pick where the next version's branches may begin before its data.
         bound = index < last and any(not one.own and one.alpha > 1 for one in columns[index + 1])
         groups: dict[int, list[Sum]] = {}
         for entry in longer:

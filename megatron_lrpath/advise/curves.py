@@ -17,7 +17,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 GROUPS = 48
-"""Maximum number of groups of neighbouring drops that the law sums over, for each curve."""
+"""Maximum number of groups of neighboring drops that the law sums over, for each curve."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def rates_of(path: LRPath, first: int, last: int, most: int | None = None) -> F6
 
 
 def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
-    """Return the drops of a curve (the rate of every step) before some of its steps (from 1); neighbouring
+    """Return the drops of a curve (the rate of every step) before some of its steps (from 1); neighboring
     drops are grouped.
     """
     area = np.cumsum(rates) / scale.area
@@ -187,18 +187,18 @@ class Curve:
     @cached_property
     def noise(self) -> float:
         """The standard deviation of one step's ln loss (see `main`), estimated from differences of
-        neighbouring steps.
+        neighboring steps.
         """
         return float(np.std(np.diff(np.log(self.losses / self.baseline))) / np.sqrt(2))
 
     @property
     def decays(self) -> bool:
-        """Whether the logged part has a decay that is long enough to fit."""
+        """Return whether the logged part has a decay that is long enough to fit."""
         return bool(self.rates[int(self.logged[-1]) - 1] <= DECAYED * self.rates.max())
 
     @property
     def complete(self) -> bool:
-        """Whether the run is logged to its end."""
+        """Return whether the run is logged to its end."""
         return int(self.logged[-1]) == len(self.rates)
 
     @property
@@ -207,12 +207,12 @@ class Curve:
         return slice(-max(5, len(self.logged) // 10), None)
 
     def end(self, scale: Scale) -> Drops:
-        """The drops of the curve at its last step."""
+        """Return the drops of the curve at its last step."""
         return read_drops(self.rates, np.array([len(self.rates)]), scale)
 
     def beside(self, main: Curve) -> Curve:
-        """The branch relative to the main path, if the main path has logged all of its steps and the noise is
-        lower so.
+        """Return the branch relative to the main path if the main path has logged all of its steps and the
+        noise is lower that way; otherwise return the branch itself.
         """
         if not np.isin(self.logged, main.logged).all():
             return self

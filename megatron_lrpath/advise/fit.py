@@ -134,7 +134,8 @@ ROBUST = 1.345
 LEVEL_SPREAD = 0.1
 """Prior standard deviation of the difference between two versions' levels (nats)."""
 BLOCK = 4
-"""Length of the blocks of residuals that are resampled together, because neighbouring residuals are correlated."""
+"""Length of the blocks of residuals that are resampled together, because neighboring residuals are
+correlated."""
 SIZE = len(BOUNDS)
 
 BOOL = NDArray[np.bool_]
@@ -206,7 +207,7 @@ def gather(
 ) -> Data:
     """Combine the points of the curves; the prior is `law.expected` unless given."""
     points = [curve.points for curve in curves]
-    counts = [np.bincount(part.versions)[part.versions] for part in points]  # that share one error `OFF`
+    counts = [np.bincount(part.versions)[part.versions] for part in points]  # sharing one error `OFF`
     deviations = np.concatenate([part.deviations for part in points])
     over = np.concatenate([np.full(len(curve.points.logs), curve.main is not None) for curve in curves])
     mains = [

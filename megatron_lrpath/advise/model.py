@@ -21,7 +21,7 @@ GAIN_SPREAD = 0.15
 
 
 def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
-    """The law fitted to the main path's validation losses, and `samples` bootstrap fits of it."""
+    """Fit the law to the main path's validation losses and to `samples` copies of them with random errors."""
     data = gather([path], scale)
     rng = np.random.default_rng(0)
     fits = [fit_law(data)]
@@ -178,7 +178,7 @@ class Model:
 def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLED) -> Model:
     """Fit the law to the curves; the first curve is the main path.
 
-    Raises UserError if the curves do not support a fit: no decay yet, too few steps, or a misfit that is
+    Raise UserError if the curves do not support a fit: no decay yet, too few steps, or a misfit that is
     too large.
     """
     _check_curves(curves)

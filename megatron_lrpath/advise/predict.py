@@ -69,7 +69,7 @@ class Candidate:
 
     @property
     def possible(self) -> bool:
-        """Whether a plan with this alpha is valid for every version."""
+        """Return whether a plan with this alpha is valid for every version."""
         return None not in self.versions
 
 

@@ -40,7 +40,7 @@ def read_curves(plan: Plan) -> list[Curve]:
     """Return the curves of the main path and of the trained branches, in that order, up to their last logged
     step.
 
-    Raises UserError if the logged rates of a run are not the plan's.
+    Raise UserError if the logged rates of a run are not the plan's.
     """
     found = [read_curve(plan, run) for run in plan.runs(OURS.name)]
     return [curve for curve in found if curve is not None]
@@ -92,7 +92,7 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
     """Return the main path's evaluated checkpoints (`lrpath eval --main-path`) after the excluded beginning,
     or None.
 
-    Checkpoints that were evaluated on another validation set than the branches are left out.
+    Checkpoints that were evaluated on another validation set than the branches are excluded.
     """
     branches = [_evaluation(plan, run) for run in plan.runs(OURS.name)]
     texts = {one["validation"] for one in branches if "validation" in one}

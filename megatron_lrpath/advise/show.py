@@ -264,7 +264,7 @@ def _decay(decay: Decay) -> str:
 
 
 LINES = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours of the decays (Okabe and Ito)."""
+"""Colors of the decays (Okabe and Ito)."""
 
 
 def write_figure(advice: Advice, path: Path) -> None:

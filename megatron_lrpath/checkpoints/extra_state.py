@@ -86,7 +86,7 @@ def harmless(value: Any) -> Any:
 
 
 def _without_fp8(archive: io.BytesIO) -> None:
-    """Return None if an archive of torch's contains only that."""
+    """Check that an archive of torch's contains only None. Raise NotDataError otherwise."""
     try:
         with zipfile.ZipFile(archive) as files:
             (pickled,) = (one for one in files.infolist() if one.filename.endswith(PICKLE))

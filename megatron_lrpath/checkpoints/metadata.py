@@ -42,7 +42,7 @@ METADATA_NAMES = {
     f"{_CHECKPOINT}.metadata.TensorProperties": May.NEW | May.STATE,
     f"{_CHECKPOINT}.metadata._MEM_FORMAT_ENCODING": May.CALL,
     f"{_CHECKPOINT}.filesystem._StorageInfo": OBJECT,
-    # The plans of the ranks that saved: read, and left out.
+    # The save plans of the ranks: parsed and discarded.
     **{
         f"{_CHECKPOINT}.planner.{name}": OBJECT
         for name in ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem")
@@ -55,7 +55,7 @@ METADATA_NAMES = {
     "pathlib.PosixPath": May.CALL,
 }  # fmt: skip
 LEFT_OUT = {"all_local_plans", "mcore_data"}
-"""Of the metadata: what no load reads."""
+"""Parts of the metadata that no load reads."""
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.preserve_format)
 MAX_DIMENSIONS = 32
 MAX_PATH = 64  # parts of an entry's place in nested dicts
@@ -63,10 +63,11 @@ MAX_PATH = 64  # parts of an entry's place in nested dicts
 
 @functools.lru_cache(maxsize=1)  # a start reads the same metadata three times
 def load_metadata(content: bytes, path: Path) -> Metadata:
-    """A checkpoint's metadata from the content of the file at `path`.
+    """Return a checkpoint's metadata from the content of the file at `path`.
 
     Raises:
-        UserError: the file is damaged, or holds what metadata never does. Nothing was executed or changed.
+        UserError: the file is damaged, or contains something that metadata never contains. Nothing was
+            executed or changed.
     """
     try:
         with no_collections():
@@ -92,10 +93,10 @@ def no_collections() -> Iterator[None]:
 
 
 def read_metadata_file(path: Path) -> Metadata:
-    """`load_metadata` of a file, which is not read where it is too large.
+    """Return the metadata in a file, as `load_metadata` does; a file that is too large is refused.
 
     Raises:
-        UserError: as there, or the file cannot be read.
+        UserError: see `load_metadata`; or the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -248,7 +249,7 @@ def properties(plain: Any) -> TensorProperties:
     if state[0].text not in DTYPES:
         raise NotDataError(f"a tensor is of type {state[0].text}")
     strides = state[5] if len(state) == 6 else None
-    # torch has them from 2.15 on; an older one does without
+    # torch has them from 2.15 on
     known = {} if strides is None else {"strides": tuple(whole(one) for one in typed(strides, tuple))}
     has = {one.name for one in fields_of(TensorProperties)}
     return TensorProperties(

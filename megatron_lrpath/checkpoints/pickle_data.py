@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from enum import Flag, auto
 from typing import Any, ClassVar
 
-MAX_BYTES = 128 * 2**20  # an entry of metadata takes 300, so this is 400,000 of them
-MAX_NESTING = 100  # collections begun and not finished
+MAX_BYTES = 128 * 2**20  # metadata has about 300 bytes per entry, so this is 400,000 entries
+MAX_NESTING = 100  # nested collections that are not finished
 MAX_INTEGER_BYTES = 32
 SCALARS = (str, int, float, bool, type(None))
 
@@ -31,11 +31,11 @@ class May(Flag):
     NEW = auto()
     """Make an object of the class (NEWOBJ)."""
     FIELDS = auto()
-    """Give a fresh object of it fields (BUILD with a dict)."""
+    """Set the fields of a new object of it (BUILD with a dict)."""
     STATE = auto()
-    """Give a fresh object of it a state that the class itself takes apart (BUILD with a tuple)."""
+    """Set the state of a new object of it, which the class itself takes apart (BUILD with a tuple)."""
     ITEMS = auto()
-    """Set items of a fresh object of it: it is a dict, made without arguments."""
+    """Set items of a new object of it: it is a dict, made without arguments."""
 
 
 MENTION = May(0)

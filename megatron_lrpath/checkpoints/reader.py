@@ -1,4 +1,4 @@
-"""A checkpoint's folder, opened so that no process needs a patch to be safe: data only, and the bytes verified."""
+"""Read a checkpoint's folder safely, without patches: load only data, and verify the bytes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
 
 METADATA, BACKEND = ".metadata", "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
-CARRIED = "lrpath_hugging_face"  # among the arguments: what an export gives back of an imported folder
-"""Where Megatron keeps what is no tensor, arguments among it: an object, before version 0.19 a file."""
+CARRIED = "lrpath_hugging_face"  # the argument that stores what an export restores of an imported folder
+"""Megatron's names for the non-tensors, arguments included: an object, before version 0.19 a file."""
 TRAINING_STATE = ("optimizer", "rng_state")
-"""Prefixes of the names that only a training reads, neither an evaluation nor a merge."""
-LISTED = 5  # damaged parts in a message
-Places = Mapping[MetadataIndex, Any]  # the places of items: torch's `_StorageInfo` of each
+"""Prefixes of the names that are read only by a training, not by an evaluation or a merge."""
+LISTED = 5  # maximum number of damaged parts in a message
+Places = Mapping[MetadataIndex, Any]  # the location of each item: torch's `_StorageInfo`
 
 
 class SafeReader(FileSystemReader):
-    """Torch's reader of a checkpoint's folder, for data only.
+    """Torch's reader of a checkpoint's folder, restricted to data.
 
     Args:
-        folder: of one step.
+        folder: the folder of one step.
         verify: compare the bytes read with the manifest, if there is one; false if the caller has verified them.
 
     Raises:
@@ -56,7 +56,7 @@ class SafeReader(FileSystemReader):
         """Compare whole files with the manifest, each once.
 
         Raises:
-            UserError: which files hold other bytes than were written.
+            UserError: a file's bytes differ from the manifest; the message lists the files.
         """
         new = sorted(set(names) - self._verified)
         if self.sums is not None and new:
@@ -64,10 +64,10 @@ class SafeReader(FileSystemReader):
         self._verified.update(new)
 
     def verify_items(self, items: Places) -> None:
-        """Compare tensors and objects with the manifest, each once: their bytes, or in an old one their files.
+        """Compare items with the manifest, each once; if it has no sums of items, compare their files.
 
         Raises:
-            UserError: which of them hold other bytes than were written.
+            UserError: an item's bytes differ from the manifest; the message lists the items.
         """
         new = {index: place for index, place in items.items() if index not in self._verified}
         if self.sums is not None and new:
@@ -79,27 +79,27 @@ class SafeReader(FileSystemReader):
         self._verified.update(new)
 
     def verify_fingerprint(self, items: Places) -> None:
-        """Compare what the checkpoint's fingerprint is made of; `items`: all. Raises as `verify_items`."""
+        """Verify what the checkpoint's fingerprint reads; `items`: all items. Raise as `verify_items`."""
         self.verify({METADATA, BACKEND})
         if self.sums is not None:
             self.verify_items(fingerprinted(self.sums, items))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The checkpoint's metadata; raises UserError."""
+        """Return the checkpoint's metadata. Raise UserError if it is damaged."""
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         self.verify([path.name])
         return own_metadata(path, self.load_id)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Give the planner the tensors and objects that it requests; raises UserError."""
+        """Pass the requested tensors and objects to the planner. Raise UserError if an item is damaged."""
         return read_data(self, plan, planner, self.verify_items)
 
 
 def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
-    """Return the manifest's sums after comparing all file sizes; warn and return None without a manifest.
+    """Return the manifest's sums if all file sizes match; warn and return None without a manifest.
 
     Raises:
-        UserError: the manifest is damaged, or files are missing or of another size.
+        UserError: the manifest is damaged, files are missing, or a size differs from the manifest.
     """
     if not (folder / disk.MANIFEST).exists():
         warn(f"{folder}: it has no {disk.MANIFEST}, so it is read unverified.")
@@ -114,19 +114,19 @@ def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
 
 
 def wrong_files(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str]) -> list[str]:
-    """Which files do not hold what was written, in words."""
+    """Return a text for each file that differs from the manifest or is not in it."""
     ordered = sorted(names)
     missing = [f"{name} is not in {disk.MANIFEST}" for name in ordered if name not in sums]
     return missing + disk.wrong_content(folder, sums, [name for name in ordered if name in sums])
 
 
 def has_items(sums: Mapping[str, FileSum], name: str) -> bool:
-    """Whether the manifest has the sums of a file's items: those of earlier versions have only the file's."""
+    """Return whether the manifest has the sums of a file's items; older manifests have only sums of files."""
     return name in sums and bool(sums[name].items)
 
 
 def wrong_items(folder: Path, sums: Mapping[str, FileSum], items: Places) -> list[str]:
-    """Which items, of files that `has_items`, do not hold what was written, in words."""
+    """Return a text for each item that differs from the manifest; all are of files that `has_items`."""
     return [
         problem
         for name, places in by_file(items).items()
@@ -135,7 +135,7 @@ def wrong_items(folder: Path, sums: Mapping[str, FileSum], items: Places) -> lis
 
 
 def fingerprinted(sums: Mapping[str, FileSum], items: Places) -> dict[MetadataIndex, Any]:
-    """Those items, of files that `has_items`, that the checkpoint's fingerprint reads a part of."""
+    """Return the items, of files that `has_items`, that the checkpoint's fingerprint reads a part of."""
     blocks = {name: disk.fingerprint_blocks(one.bytes) for name, one in sums.items() if one.items}
     return {
         index: place
@@ -148,7 +148,7 @@ def fingerprinted(sums: Mapping[str, FileSum], items: Places) -> dict[MetadataIn
 
 
 def by_file(items: Places) -> dict[str, dict[tuple[int, int], str]]:
-    """The items of each file: the name of each by its (offset, length) in bytes."""
+    """Return the items of each file: the name of each item by its (offset, length) in bytes."""
     found: dict[str, dict[tuple[int, int], str]] = {}
     for index, place in items.items():
         found.setdefault(place.relative_path, {})[place.offset, place.length] = index.fqn
@@ -156,7 +156,7 @@ def by_file(items: Places) -> dict[str, dict[tuple[int, int], str]]:
 
 
 def written_items(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """(offset, length) of the items of each file, of a checkpoint that this process has just written."""
+    """Return (offset, length) of each file's items, for a checkpoint that this process has just written."""
     return {
         name: list(places)
         for name, places in by_file(read_metadata_file(folder / METADATA).storage_data).items()
@@ -164,12 +164,12 @@ def written_items(folder: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def model_problems(folder: Path, rank: int, world: int) -> list[str]:
-    """What is wrong, in words, with this rank's share of what an evaluation reads.
+    """Return a text for each problem in this rank's share of the data that an evaluation reads.
 
-    That is all but `TRAINING_STATE`, and of that what goes into the fingerprint.
+    These are all items except `TRAINING_STATE`, and the part of it that the fingerprint reads.
 
     Args:
-        folder: of one step, with a manifest; all sizes are right.
+        folder: the folder of one step, with a manifest; the caller has compared all sizes.
         rank, world: each rank takes the items of the files that it would write at this number of ranks, and all
             ranks verify the metadata.
     """
@@ -191,7 +191,7 @@ def model_problems(folder: Path, rank: int, world: int) -> list[str]:
 
 
 def refuse_damage(folder: Path, problems: list[str]) -> None:
-    """Raise UserError where there are problems."""
+    """Raise UserError if there are problems."""
     if problems:
         raise UserError(
             f"{folder}: the checkpoint is damaged: {listed(problems)}. Restore it from a backup, or take the "
@@ -200,13 +200,13 @@ def refuse_damage(folder: Path, problems: list[str]) -> None:
 
 
 def listed(problems: list[str]) -> str:
-    """The first few problems, and the number of the others."""
+    """Return the first `LISTED` problems and the number of the others as text."""
     others = len(problems) - LISTED
     return "; ".join(problems[:LISTED]) + (f"; and {others} more" if others > 0 else "")
 
 
 def own_metadata(path: Path, load_id: str) -> Metadata:
-    """The metadata in the file at `path`, of its own for each caller, down to what is ever replaced."""
+    """Return the metadata in the file at `path` as a copy: what callers replace in it is not shared."""
     metadata = read_metadata_file(path)
     owner = replace(metadata.storage_meta or StorageMeta(), load_id=load_id)
     return replace(metadata, storage_meta=owner, state_dict_metadata=dict(metadata.state_dict_metadata))
@@ -215,16 +215,16 @@ def own_metadata(path: Path, load_id: str) -> Metadata:
 def read_data(
     reader: FileSystemReader, plan: LoadPlan, planner: LoadPlanner, verify: Callable[[Places], None]
 ) -> Future[None]:
-    """Torch's `FileSystemReader.read_data`, of pieces that are data.
+    """Read as torch's `FileSystemReader.read_data`, but accept only pieces that are data.
 
     Args:
-        reader: whose folder and storage data are used.
-        plan: what to read.
-        planner: gets tensors and objects; an object's bytes are safe for any way of loading.
+        reader: the reader of the folder, with the storage data.
+        plan: the items to read.
+        planner: receives tensors and objects; an object's bytes are safe for any loader.
         verify: called with the items of each file before they are read.
 
     Raises:
-        UserError: a piece is missing, damaged, or holds more than data.
+        UserError: a piece is missing or damaged, or contains more than data.
     """
     wanted: dict[str, list[ReadItem]] = {}
     for item in plan.items:
@@ -245,12 +245,12 @@ def read_data(
 
 
 def unreadable(path: Path, name: str, why: str) -> UserError:
-    """The error for an entry of a checkpoint that cannot be used."""
+    """Return the error for an entry of a checkpoint that cannot be used."""
     return UserError(f"{path}: {name} cannot be read ({why}); restore the checkpoint or take another step.")
 
 
 def _place(reader: FileSystemReader, index: MetadataIndex) -> Any:
-    """Return the place of a piece."""
+    """Return the place of a piece. Raise UserError if the checkpoint does not have it."""
     place = reader.storage_data.get(index)
     if place is None:
         raise unreadable(Path(reader.path), index.fqn, "the checkpoint does not hold all of it")
@@ -279,10 +279,10 @@ def _read_piece(path: Path, item: ReadItem, stream: Any, planner: LoadPlanner) -
 
 
 def object_bytes(reader: FileSystemReader, name: str) -> bytes:
-    """The bytes of an object of the checkpoint, which any way of loading may be given.
+    """Return the bytes of an object of the checkpoint, safe for any loader.
 
     Raises:
-        UserError: there is none of the name, it is damaged or holds more than data.
+        UserError: the checkpoint has no object of this name, or it is damaged or contains more than data.
     """
     index = MetadataIndex(name)
     place = _place(reader, index)
@@ -299,14 +299,14 @@ def object_bytes(reader: FileSystemReader, name: str) -> bytes:
 
 
 def load_common(folder: Path, reader: SafeReader | None = None) -> dict[str, Any]:
-    """Return the content of a checkpoint without its tensors: the arguments that it was saved under, counters.
+    """Return the content of a checkpoint without its tensors: counters, and the arguments of the save.
 
     Args:
-        folder: of one step.
+        folder: the folder of one step.
         reader: an open reader of the folder; without it, the files are not verified.
 
     Raises:
-        UserError: it is missing, damaged or holds more than data.
+        UserError: it is missing or damaged, or contains more than data.
     """
     old = folder / OLD_COMMON
     try:

@@ -1,4 +1,4 @@
-"""`lrpath adopt`: the checkpoint of another training becomes the beginning of a plan's main path."""
+"""`lrpath adopt`: make the checkpoint of another training the beginning of a plan's main path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLE = "lrpath adopt plan.yaml --checkpoint old/checkpoints --step 120000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the checkpoint, and what it was trained on."""
+    """Add the plan, the checkpoint, and the data that it was trained on."""
     add_plan(parser)
     parser.add_argument(
         "--checkpoint",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Check, copy and record; 0."""
+    """Check, copy and record the checkpoint; return 0."""
     quiet()
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.checkpoints import RELEASE, latest_step
@@ -81,7 +81,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def prepared(plan: Plan, root: Path, step: int, data: list[str]) -> tuple[Adoption, Trained]:
-    """The adoption, checked. UserError where the checkpoint does not fit."""
+    """Check the adoption and return it. Raise UserError if the checkpoint does not fit."""
     from megatron_lrpath.runs.checkpoints import checkpoint_folder
     from megatron_lrpath.training import machine
     from megatron_lrpath.upkeep.adopt import prepare, require_flat, require_rate
@@ -118,7 +118,7 @@ def tell(adoption: Adoption, trained: Trained) -> None:
 
 
 def imported(plan: Plan, args: argparse.Namespace) -> int:
-    """Let the plan's runs start from the weights of an imported folder, which have no step and no optimizer state."""
+    """Make the weights of an imported folder, which have no optimizer state, the start of the plan's runs."""
     from megatron_lrpath.training import machine
     from megatron_lrpath.upkeep.adopt import prepare_weights, write_plan
 
@@ -146,7 +146,7 @@ def imported(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def tell_imported(plan: Plan, folder: Path, notes: list[str]) -> None:
-    """Print which weights the plan begins with, at which rate, and where its first version leaves."""
+    """Print which weights the plan begins with, the rate, and the step at which its first branch starts."""
     from megatron_lrpath.wording import listing, plural
 
     data = listing(list(plan.adopted.data)) if plan.adopted and plan.adopted.data else "unknown"

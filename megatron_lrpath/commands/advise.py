@@ -113,7 +113,7 @@ def execute(args: argparse.Namespace) -> int:
     )
     if args.figure:
         write_figure(advice, args.figure)
-    if args.fit_on is None:  # else it is a test of the law, and no advice
+    if args.fit_on is None:  # otherwise it is a test of the law, not advice
         save_advice(plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())
     if args.json:
         print(json.dumps(advice.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
@@ -140,7 +140,7 @@ def following(args: argparse.Namespace, plan: Plan, advice: Advice) -> str:
 
 
 def limit(text: str) -> tuple[str, float]:
-    """`v1=1%` -> ("v1", 0.01)."""
+    """Parse a limit: `v1=1%` -> ("v1", 0.01)."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: write a version and a percentage, like v1=1%")

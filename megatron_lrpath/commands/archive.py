@@ -1,4 +1,4 @@
-"""`lrpath archive`: copy versions' ends and branch points to an object store, compare them, and fetch them again."""
+"""`lrpath archive`: copy versions' ends and branch points to an object store, verify them, and fetch them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = "lrpath archive plan.yaml --dry-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and what to do."""
+    """Add the plan and the action."""
     add_plan(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list only")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """List, copy, compare or fetch; 0, or 1 where --verify finds something."""
+    """List, copy, verify or fetch; return 0, or 1 if --verify finds damage."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.archive import items, required_archive
 
@@ -73,12 +73,12 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def say(text: str) -> None:
-    """Print a line of progress."""
+    """Print a line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def tell(found: Sequence[Item]) -> None:
-    """Print the checkpoints, and where they are."""
+    """Print the checkpoints and their locations."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -103,7 +103,7 @@ def tell(found: Sequence[Item]) -> None:
 
 
 def ending(plan: Plan, missing: Sequence[Item], dry_run: bool) -> str:
-    """What was done."""
+    """Return a line on what was copied, or with `dry_run` what would be copied."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not missing:
@@ -117,7 +117,7 @@ def ending(plan: Plan, missing: Sequence[Item], dry_run: bool) -> str:
 
 
 def verify(archive: Archive, found: Sequence[Item]) -> int:
-    """Read all archived checkpoints; 0, or 1 where one is damaged."""
+    """Read all archived checkpoints; return 0, or 1 if one is damaged."""
     from megatron_lrpath.console import say_error
     from megatron_lrpath.wording import plural
 
@@ -135,7 +135,7 @@ def verify(archive: Archive, found: Sequence[Item]) -> int:
 
 
 def fetch(plan: Plan, archive: Archive, wanted: Sequence[str]) -> int:
-    """Fetch the checkpoints that are named; 0."""
+    """Fetch the named checkpoints; return 0."""
     from megatron_lrpath.paradigms import PARADIGMS
     from megatron_lrpath.runs.tasks import build_tasks
 

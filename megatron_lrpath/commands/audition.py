@@ -15,7 +15,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the candidates, and the options of a trial."""
+    """Add the plan, the candidates, and the options of a trial."""
     add_trial(parser, "checkpoint of the main path (default: the newest one)")
     parser.add_argument(
         "--slices",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train the branches and print the comparison; 0 when complete, 1 when a branch failed."""
+    """Train the branches and print the comparison; return 0 when complete, 1 when a branch failed."""
     from megatron_lrpath.experiment.trial import make_audition
     from megatron_lrpath.plan import load_plan
 

@@ -61,7 +61,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def following(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
-    """The command that takes the smallest GPU that fits, or asks for more nodes where none does."""
+    """Return the command for the smallest GPU that fits, or a budget with more nodes if none fits."""
     fitting = [one for one in rows if one["fits"]]
     words = ["lrpath", "submit" if fitting else "budget", str(args.plan)]
     one = (fitting or rows[-1:])[0]

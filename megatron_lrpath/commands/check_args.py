@@ -69,7 +69,7 @@ def entry(one: Given, way: str) -> dict[str, str]:
 
 
 def show(entries: list[dict[str, str]]) -> None:
-    """Return the entries as a table, those that need a change first."""
+    """Print the entries as a table, those that need a change first."""
     from rich.console import Console
 
     order = ("refused", "unknown", "set", "identity", "neutral", "start")

@@ -1,4 +1,4 @@
-"""`lrpath compare-starts`: the losses of starts of one run from one checkpoint, with other libraries or layouts."""
+"""`lrpath compare-starts`: compare the losses of a run's starts with other libraries or layouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run, the checkpoint, and the trial to train."""
+    """Add the run, the checkpoint, and the trial to train."""
     add_plan(parser)
     parser.add_argument("--run", default=MAIN.prefix, metavar="NAME", help="a run of ours (default: main)")
     parser.add_argument(
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train a trial if one is named, then compare; 0, or the trial's exit status."""
+    """Train a trial if one is named, then compare; return 0, or the trial's exit status."""
     from megatron_lrpath.plan import load_plan
 
     plan = load_plan(args.plan)
@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def train(plan: Plan, run: Run, args: argparse.Namespace) -> int:
-    """Train the trial; its exit status."""
+    """Train the trial; return its exit status."""
     from megatron_lrpath.launch import torchrun
     from megatron_lrpath.runs.folder import RunFolder
     from megatron_lrpath.runs.tasks import build_tasks
@@ -100,7 +100,7 @@ def train(plan: Plan, run: Run, args: argparse.Namespace) -> int:
 
 
 def raise_from(log: object, status: int) -> None:
-    """Raise UserError with the trial's own message, or the place of its log."""
+    """Raise UserError with the trial's own message or its exit status, and the path of its log."""
     from pathlib import Path
 
     text = Path(str(log)).read_text(errors="replace")
@@ -110,7 +110,7 @@ def raise_from(log: object, status: int) -> None:
 
 
 def compare(plan: Plan, run: Run, args: argparse.Namespace) -> None:
-    """Print the table."""
+    """Print a line or more for each start."""
     from megatron_lrpath.upkeep.compare_starts import differences, starts_of
 
     starts = starts_of(plan, run, args.step, args.step + args.steps if args.steps else None)
@@ -127,7 +127,7 @@ def compare(plan: Plan, run: Run, args: argparse.Namespace) -> None:
 
 
 def text_of(one: Difference) -> str:
-    """A start's differences in a few lines."""
+    """Return a start's differences in a few lines."""
     from megatron_lrpath.wording import plural
 
     lines = [

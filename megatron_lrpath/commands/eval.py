@@ -143,14 +143,14 @@ def run_logged(
     """Run a worker (`who`) with its errors, or all of its output, in `log`; return its status and why it
     failed, if it did.
     """
-    # Start-up time: not every command of `lrpath` starts processes.
+    # Imported here to shorten the start-up: not every command of `lrpath` starts processes.
     from megatron_lrpath.launch import warm
     from megatron_lrpath.launch.runner import GRACE_SECONDS
     from megatron_lrpath.launch.torchrun import Ranks
 
     error_file = failure.beside(log)
     failure.clear(error_file)
-    # Threads that spin at barriers crawl on a machine that others use too.
+    # Threads that spin at barriers are slow on a machine with other load.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **environment, **os.environ}
     environment[failure.VARIABLE] = str(error_file)
     log.parent.mkdir(parents=True, exist_ok=True)

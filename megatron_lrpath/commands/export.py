@@ -25,7 +25,7 @@ UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
 def shard_size(text: str) -> int:
-    """`500MB` -> 500,000,000."""
+    """Parse the size of a shard in bytes: `500MB` -> 500,000,000."""
     match = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
     if match is None or int(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 4GB")
@@ -104,7 +104,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def tell_next(plan: Plan, run: Run, folder: Path) -> None:
-    """Return the next commands: to try the model, and to push it to a hub."""
+    """Print the next commands: to try the model, and to push it to a hub."""
     path, name = shlex.quote(str(plan.path)), f"{plan.name}-{run.name}"
     see = f"lrpath chat {path}" if run.is_sft else f"lrpath generate {path}"
     after = "" if run.is_sft else ' "some text"'

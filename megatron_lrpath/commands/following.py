@@ -51,7 +51,7 @@ def next_for_experiment(experiment: Experiment) -> str:
 
 
 def training(output: str | Path, rest: str) -> str:
-    """The command that trains; `rest` is its plan and options. Where jobs were submitted before, by Slurm again."""
+    """Return the command to train; `rest`: plan and options. Use Slurm if the output has Slurm jobs."""
     if OutputFolder(Path(output)).slurm.is_dir():
         return f"lrpath submit {rest}"
     return f"lrpath run {rest}   (on a cluster: lrpath submit {rest})"
@@ -67,7 +67,7 @@ def after_report(path: Path, paradigms: Sequence[str]) -> str:
 
 
 def next_of_status(status: Mapping[str, Any], path: Path, otherwise: str) -> str:
-    """What comes after a look at a plan's runs: following them while some are at work or queued, else `otherwise`."""
+    """Return the command that follows a plan's runs if some are running or queued, else `otherwise`."""
     rows = [*status["runs"], *status["jobs"]]
     queued = [job for row in rows if (job := row.get("job")) and job["state"] not in ("ended", "unknown")]
     if queued or any(row["state"] == "running" for row in rows):

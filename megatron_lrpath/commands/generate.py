@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_models(parser: argparse.ArgumentParser, default: str, all_of: str) -> None:
-    """--run, --compare, --paradigm and --device."""
+    """Add --run, --compare, --paradigm and --device."""
     parser.add_argument("--paradigm", choices=PARADIGMS, help="default: the first that has the run")
     parser.add_argument(
         "--run", action="append", metavar="NAME", help=f"the model; several are compared ({default})"
@@ -44,7 +44,7 @@ def add_models(parser: argparse.ArgumentParser, default: str, all_of: str) -> No
 
 
 def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
-    """--seed, --temperature, --max-tokens (with this default)."""
+    """Add --seed, --temperature, and --max-tokens with the default `tokens`."""
     parser.add_argument(
         "--seed", type=count_from(0), default=0, metavar="N", help="of the draws (default: 0)"
     )
@@ -154,7 +154,7 @@ def export_of(plan: Plan, run: Run) -> Path:
 
     folder = RunFolder(plan.folder(run))
     if is_export_of(folder.exported, folder.path, run.last_step):
-        return folder.exported  # whether or not the checkpoint is still on the disk
+        return folder.exported  # the checkpoint may have been removed from the disk
     fetch_model(plan, run, None)
     step, _ = find_checkpoint(folder.checkpoints, None)
     if step != run.last_step:
@@ -181,6 +181,6 @@ def side_by_side(texts: dict[str, str]) -> None:
         column.ratio, column.overflow = (
             1,
             "fold",
-        )  # a word that is longer than the column is no less part of it
+        )  # fold a word that is longer than the column
     table.expand = True
     console.print(table)

@@ -48,7 +48,7 @@ def add_set(parser: argparse.ArgumentParser, end: str) -> None:
 
 
 def overridden(args: argparse.Namespace, output: str | None = None) -> OverriddenPlan | None:
-    """Return the plan with the values of --set, None without --set. Raises UserError if it does not match its
+    """Return the plan with the values of --set, None without --set. Raise UserError if it does not match its
     output.
     """
     if not args.set:
@@ -173,12 +173,12 @@ lr_share = number_in(0, 1, "a share of max_lr, from 0 to 1")
 
 
 def percentage(text: str) -> float:
-    """`0.5%` -> 0.005."""
+    """Parse a percentage: `0.5%` -> 0.005."""
     if not text.endswith("%"):
         raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%")
     return number_in(0)(text[:-1]) / 100
 
 
 def share(text: str) -> float:
-    """`50%` or `0.5` -> 0.5."""
+    """Parse a share: `50%` or `0.5` -> 0.5."""
     return percentage(text) if text.endswith("%") else number_in(0)(text)

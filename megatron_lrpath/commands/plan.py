@@ -1,4 +1,4 @@
-"""`lrpath plan`: the runs that follow from a plan, what they cost, and their learning-rate curves."""
+"""`lrpath plan`: print the runs that follow from a plan, their costs, and their learning-rate curves."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 HELP = "check a plan and show its runs, their cost against PTFS and their learning-rate curves"
 EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curves.png"
-PNG_POINTS = 1000  # of a run's curve
+PNG_POINTS = 1000  # points of a run's curve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, which part of it, and in which form."""
+    """Add the plan, the selection of a paradigm, and the output format."""
     add_plan(parser, optional=True)
     add_set(parser, "nothing is written")
     parser.add_argument(
@@ -101,7 +101,7 @@ def check_files(plan: Plan, paradigms: tuple[str, ...]) -> None:
 
 
 def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
-    """A PNG with a panel for each paradigm: learning rate over steps, a shade for each version."""
+    """Return a PNG with a panel for each paradigm: learning rate over steps, a shade for each version."""
     import numpy as np
 
     from megatron_lrpath.commands.plan_view import curve_points
@@ -120,9 +120,9 @@ def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
 
 
 def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
-    """What `--json` prints: the runs of each paradigm in dependency order, total steps and relative cost.
+    """Return the JSON: the runs of each paradigm in dependency order, total steps and relative cost.
 
-    A run of a mix has the samples that it reads of each slice.
+    A run with a mix has the number of samples that it reads from each slice.
     """
     paths = {}
     for paradigm in paradigms:
@@ -157,7 +157,7 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
 
 
 def storage_as_json(plan: Plan, paradigm: str) -> dict[str, Any] | None:
-    """What the paradigm's checkpoints take, in bytes; null for a model whose parameters are not counted."""
+    """Return the bytes of the paradigm's checkpoints; None for a model whose parameters cannot be counted."""
     from megatron_lrpath.runs.storage import predicted
 
     storage = predicted(plan, paradigm)
@@ -174,7 +174,7 @@ def storage_as_json(plan: Plan, paradigm: str) -> dict[str, Any] | None:
 
 
 def sft_as_json(plan: Plan) -> dict[str, Any] | None:
-    """The fine-tunings; `runs` is null while their steps depend on data that are not prepared."""
+    """Return the fine-tunings; `runs` is None while their steps depend on data that are not prepared."""
     if plan.sft is None:
         return None
     runs = [run.to_dict() | {"paradigm": name} for name in plan.sft.paradigms for run in plan.sft_runs(name)]

@@ -98,7 +98,7 @@ def show_plan(
 
 
 def new_text(plan: Plan) -> str:
-    """The tokens that the slices of versions with a replay need; empty without any."""
+    """Return the tokens that the slices of versions with a replay need; empty if no version has one."""
     texts = []
     spans = zip(plan.versions, plan.timeline.begins, plan.timeline.ends, strict=True)
     for index, (version, begin, end) in enumerate(spans):
@@ -121,7 +121,7 @@ def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
 
 
 def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
-    """A row for each run: where it starts, its steps, tokens (unless `narrow`), data and rate."""
+    """Return a row for each run: where it starts, its steps, tokens (unless `narrow`), data and rate."""
     tokens = () if narrow else ("tokens",)
     table = terminal_table(
         ("run", "from", "first", "last", "steps", *tokens, "data", "learning rate"),
@@ -145,7 +145,7 @@ def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
 
 
 def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
-    """What each paradigm costs in all, against PTFS."""
+    """Return the total cost of each paradigm, relative to PTFS."""
     titles = ("paradigm", "runs", "steps", "tokens", "relative to PTFS")
     table = terminal_table(titles, "lrrrr", title="Cost", **LOOK)
     for paradigm in paradigms:
@@ -161,7 +161,7 @@ def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
 
 
 def storage_texts(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
-    """A line on the size of a checkpoint, and one a paradigm on what its checkpoints take; none where unknown."""
+    """Return a line on the size of a checkpoint and one on each paradigm's storage; [] if it is unknown."""
     texts: list[str] = []
     for paradigm in paradigms:
         storage = predicted(plan, paradigm)
@@ -182,7 +182,7 @@ def storage_texts(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
 
 
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
-    """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
+    """Draw the paradigm's learning rates as braille dots: a color for each version, version ends below."""
     end, top = plan.timeline.ends[-1], plan.highest_rate
     columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1 - len(AXIS_TITLE))
     canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
@@ -198,7 +198,7 @@ def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
 
 
 def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
-    """At most `count` points (position in steps, rate) of a run, its corners among them."""
+    """Return about `count` points (position in steps, rate) of a run, evenly spaced, and all corners."""
     first, last = run.first_step, run.last_step
     count = min(count, run.steps)
     places = {first + run.steps * index // count for index in range(count + 1)} if count else {first}
@@ -207,12 +207,12 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
 
 
 def run_colour(run: Run) -> str:
-    """Return a colour for each version; the main path has its own."""
+    """Return a color for each version; the main path has its own."""
     return MAIN_COLOUR if not run.makes_version else COLOURS[(run.version_index - 1) % len(COLOURS)]
 
 
 def _step_axis(ends: list[int], columns: int) -> str:
-    """A line of steps under the curves: 0 and the version ends, as many of them as there is room for."""
+    """Return a line of steps below the curves: 0 and the version ends, as many as fit."""
     line = [" "] * (MARGIN + 1 + columns)
     line[MARGIN - 1 : MARGIN + 2] = " └0"
     taken = MARGIN + 2

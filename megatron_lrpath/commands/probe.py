@@ -14,7 +14,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the rates, and the options of a trial."""
+    """Add the plan, the rates, and the options of a trial."""
     add_trial(parser, "checkpoint of the main path, at the end of a version (default: the newest one)")
     parser.add_argument(
         "--rates",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train the branches and print the comparison; 0 when complete, 1 when a branch failed."""
+    """Train the branches and print the comparison; return 0 when complete, 1 when a branch failed."""
     from megatron_lrpath.experiment.trial import make_probe
     from megatron_lrpath.plan import load_plan
 

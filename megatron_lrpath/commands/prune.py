@@ -66,7 +66,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def archive_of(plan: Plan, needed: bool) -> Archive | None:
-    """The plan's archive; None, with a line, where it does not answer and is not needed.
+    """Return the plan's archive; if not needed, None without one, or with a warning if it does not answer.
 
     Raises:
         UserError: it is needed and the plan names none, or it does not answer.
@@ -81,7 +81,7 @@ def archive_of(plan: Plan, needed: bool) -> Archive | None:
     try:
         found = Archive.of(plan)
         if found is not None:
-            assert found.complete is not None  # asks the store
+            assert found.complete is not None  # queries the store
     except UserError as error:
         warn(f"{error}; what is archived is not known, so that more stays")
         return None

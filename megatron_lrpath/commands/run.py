@@ -20,7 +20,7 @@ from megatron_lrpath.commands.options import (
 
 HELP = "train a plan on this machine, in dependency order; a second call resumes it"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
-TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
+TAKES_EXTRA = True  # the arguments after `--` arrive as `args.extra`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
 
 
 def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
-    """Print the step, its samples, and its line in the history."""
+    """Return the step, its samples, and its line in the history as text."""
     from megatron_lrpath.runs.history import row_of_step
 
     row = row_of_step(folder, step)

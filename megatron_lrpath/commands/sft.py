@@ -58,7 +58,7 @@ def execute(args: argparse.Namespace) -> int:
     else:
         require_ready([plan], request_of(options))
         fetch_archived([plan], request_of(options))
-    if args.prepare or args.workers:  # else carry_out does it
+    if args.prepare or args.workers:  # otherwise carry_out prepares the data
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     path = shlex.quote(str(args.plan))
     if args.prepare:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HELP = "show which runs are done, running, interrupted or waiting"
 EXAMPLE = "lrpath status examples/quickstart/plan.yaml --watch"
 _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended": "yellow", "waiting": "dim"}
-NARROW = 120  # columns of a terminal that the whole table needs
+NARROW = 120  # minimum width of a terminal for the whole table, in columns
 WORDS = ("run", "state", "checkpoints", "job")
 
 
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
     look = partial(collect, args.plan, partial(paradigms_of, args))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # no terminal to fit into
+        console.width = 160  # not a terminal: no width to fit into
     if args.watch is not None:
         with suppress(KeyboardInterrupt):
             watch(console, look, args.watch, as_json=args.json)
@@ -81,12 +81,12 @@ def carried_on(args: argparse.Namespace) -> str:
 
 
 def is_narrow(console: Console) -> bool:
-    """Whether the terminal is too narrow for the whole table."""
+    """Return whether the terminal is too narrow for the whole table."""
     return console.width < NARROW
 
 
 def view(status: dict[str, Any], narrow: bool = False) -> Group:
-    """Print the plan in a line, its runs as a table, and why interrupted ones ended; `narrow`: for 80
+    """Return a line on the plan, the table of its runs, and why interrupted runs ended; `narrow`: for 80
     columns.
     """
     from rich.console import Group
@@ -129,11 +129,11 @@ def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
-    """The states of the runs of a plan or an experiment, as `states` gives them.
+    """Return the states of the runs of a plan or an experiment, see `states`.
 
-    `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` is the
-    reason why a plan's fine-tunings have no steps, `elsewhere` the output's place when the command is called from
-    another folder; null where neither applies. `set_aside` are the bytes that rewinds have set aside.
+    `choose` returns the paradigms: of an experiment if called without a plan. `unprepared` is the
+    reason why a plan's fine-tunings have no steps, `elsewhere` the output's place if the command is called
+    from another folder; null if neither applies. `set_aside` is the number of bytes that rewinds have set aside.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
@@ -166,23 +166,23 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
 
 
 def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict[str, Any]:
-    """The states as JSON-able data: `runs` (each training once), `done_steps`, `total_steps`.
+    """Return JSON-serializable data: `runs` (each training once), `done_steps`, `total_steps`.
 
     Args:
-        name: of the plan or experiment.
-        output: its folder.
+        name: the name of the plan or experiment.
+        output: its output folder.
         planned: the trainings, each with its plan.
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `bytes` (of all of them on disk),
-    `cause` (of an interruption, where the run has left one), `log` (the newest one of an interrupted run) and
-    `beyond` (the step that a main path has come to, where its plan ends before it),
+    `cause` (of an interruption, if the run has recorded one), `log` (the newest one of an interrupted run),
+    `beyond` (the step that a main path has reached, if its plan ends earlier) and
     `differs` (where the plan differs from the plan that the run was trained with; throughput is that of the training).
     `rewinds` lists the rewinds of a main path, `breaks` its changes of machine or libraries, a clause each.
-    In a plan that was submitted to Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the
-    report, see `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
-    `problems` names files of runs that cannot be used. What is not known is null.
+    If the plan was submitted to Slurm, a run has `job` and `next_job`, too, and `jobs` are evaluations and
+    the report, see `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
+    `problems` lists files of runs that cannot be used. Unknown values are null.
     """
     from megatron_lrpath.launch.slurm.show import add_jobs
     from megatron_lrpath.runs.breaks import breaks_told
@@ -325,7 +325,7 @@ def watch(
     if as_json or not console.is_terminal:
         before = None
         for status in statuses(collect, seconds):
-            # States and steps make it worth another print, not paces.
+            # Changes of states and steps are printed, changes of pace alone are not.
             progress = [(row["key"], row["state"], row["step"]) for row in status["runs"]]
             progress += [(row["key"], row["state"], 0) for row in status["jobs"]]
             if progress != before:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Submit, or show what would be submitted; return 0. Raises UserError (status 2) if something must be
+    """Submit, or show what would be submitted; return 0. Raise UserError (status 2) if something must be
     fixed first.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
@@ -85,12 +85,12 @@ def execute(args: argparse.Namespace) -> int:
         try:
             show_dry_run(submission, args.json)
             sys.stdout.flush()
-        finally:  # what stops the submission comes last, and all at once
+        finally:  # raises last, with all reasons that prevent the submission
             check()
         if not args.json:
             say_next("the same command without --dry-run")
         return 0
-    if not args.set:  # else it was checked before it was written
+    if not args.set:  # with --set it was checked before it was written
         check()
     fetch_archived([submitted.plan for submitted in submission.plans], request)
     decided = submission.carry_out()
@@ -126,7 +126,7 @@ def submitted_plan(
     if not args.dry_run:
         require_ready([changed.asked], request_for(paradigms_of(args, changed.asked)))
         changed.write()
-        submitted = SubmittedPlan(changed.plan, submitted.text)  # later messages name the file
+        submitted = SubmittedPlan(changed.plan, submitted.text)  # later messages refer to the file
     return submitted, changed.path
 
 
@@ -261,7 +261,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         table.add_row(shown["key"], number, shown["action"], place, waits)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # no terminal to fit into
+        console.width = 160  # not a terminal: no width to fit into
     heading = (
         f"{submission.name}: {plural(len(rows), 'job')} (nodes × processes), results in {submission.output}"
     )

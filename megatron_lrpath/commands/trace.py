@@ -24,7 +24,7 @@ STEPS_SHOWN = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the documents, and whether to write slices without them."""
+    """Add the plan, the documents, and the option to write slices without them."""
     add_plan(parser)
     parser.add_argument(
         "--document",
@@ -89,7 +89,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def references(path: Path) -> list[str]:
-    """The documents that a file lists, SOURCE:N on each line; blank lines and those with # are passed over."""
+    """Return the documents that a file lists as SOURCE:N, one a line; blank lines and # lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,7 +103,7 @@ def references(path: Path) -> list[str]:
 
 
 def as_json(one: Seen) -> dict[str, Any]:
-    """A run's part."""
+    """Return a run's entry."""
     return {
         "run": one.key,
         "version": one.run.version,
@@ -116,7 +116,7 @@ def as_json(one: Seen) -> dict[str, Any]:
 
 
 def tell(slices: PlanSlices, named: Named, held: dict[str, int], seen: Sequence[Seen]) -> None:
-    """Print the documents, the slices that hold them, and the runs that have read them."""
+    """Print the documents, the slices that contain them, and the runs that have read them."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -151,7 +151,7 @@ def tell(slices: PlanSlices, named: Named, held: dict[str, int], seen: Sequence[
 
 
 def state(one: Seen) -> str:
-    """Whether the run has read them."""
+    """Return the text on whether the run has read the documents."""
     if one.has_seen:
         return f"yes, from {one.parent}" if one.parent and not one.trained else "yes"
     if one.reached < 0:
@@ -160,13 +160,13 @@ def state(one: Seen) -> str:
 
 
 def steps(one: Seen) -> str:
-    """The steps, shortened."""
+    """Return the first steps that read the documents, and their total number."""
     shown = ", ".join(f"{step:,}" for step in one.steps[:STEPS_SHOWN])
     return shown + (f", … ({len(one.steps):,})" if len(one.steps) > STEPS_SHOWN else "")
 
 
 def checkpoints(one: Seen) -> str:
-    """The checkpoints, shortened."""
+    """Return the first checkpoints that have read the documents, and the last one."""
     if not one.checkpoints:
         return ""
     shown = ", ".join(f"{step:,}" for step in one.checkpoints[:STEPS_SHOWN])
@@ -174,7 +174,7 @@ def checkpoints(one: Seen) -> str:
 
 
 def take_down(args: argparse.Namespace, plan: Plan, named: Named) -> dict[str, Any]:
-    """Write the slices without the documents; what changes and what has to be trained again, as JSON-able values."""
+    """Write the slices without the documents; return the changes and the runs to train again for JSON."""
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.upkeep.takedown import reduced, retraining, write_slices
 
@@ -197,7 +197,7 @@ def take_down(args: argparse.Namespace, plan: Plan, named: Named) -> dict[str, A
 
 
 def tell_changes(args: argparse.Namespace, plan: Plan, changed: Sequence[Reduced], again: Retraining) -> None:
-    """Print what was written, what has to be trained again and at what cost, and how."""
+    """Print what was written, which runs must be trained again and at what cost, and how."""
     from megatron_lrpath.wording import hours_text, plural, short_number
 
     path = shlex.quote(str(args.plan))

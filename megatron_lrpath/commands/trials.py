@@ -1,4 +1,4 @@
-"""What `lrpath probe` and `lrpath audition` share: options, the cost before, training, and the table."""
+"""The common part of `lrpath probe` and `lrpath audition`: options, cost, training, and the table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_trial(parser: argparse.ArgumentParser, begin: str) -> None:
-    """PLAN, and the options of every trial; `begin` is the help of --from."""
+    """Add PLAN, and the options of every trial; `begin` is the help of --from."""
     add_plan(parser)
     parser.add_argument("--from", dest="begin", type=count_from(1), metavar="STEP", help=begin)
     parser.add_argument(
@@ -79,7 +79,7 @@ def carry_out(args: argparse.Namespace, plan: Plan, trial: Trial) -> int:
 
 
 def cost_lines(plan: Plan, trial: Trial) -> list[str]:
-    """What the trial trains and what that costs."""
+    """Return lines on the branches of the trial and their cost."""
     from megatron_lrpath.experiment.trial import step_samples
     from megatron_lrpath.launch.estimate import pace
     from megatron_lrpath.report.trials import design
@@ -105,7 +105,7 @@ def cost_lines(plan: Plan, trial: Trial) -> list[str]:
 
 
 def train(args: argparse.Namespace, experiment: Experiment) -> int:
-    """Train and evaluate the branches that are not complete, here or as jobs; the command's exit status."""
+    """Train and evaluate the branches that are not complete, here or as jobs; return the exit status."""
     from megatron_lrpath.commands import run, submit
 
     command: Any = submit if args.submit else run
@@ -124,7 +124,7 @@ def train(args: argparse.Namespace, experiment: Experiment) -> int:
 
 
 def show(plan: Plan, trial: Trial, as_json: bool) -> None:
-    """Print the comparison of what has been measured."""
+    """Print the comparison of the measured candidates."""
     from rich.console import Console
     from rich.text import Text
 
@@ -181,7 +181,7 @@ def output_to(stream: Any) -> Iterator[None]:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Options of the trainings here: --jobs, --nproc, --device, --cold."""
+    """Add the options of trainings on this machine: --jobs, --nproc, --device, --cold."""
     from megatron_lrpath.commands.options import AUTO, add_device
 
     parser.add_argument(

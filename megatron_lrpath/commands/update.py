@@ -1,4 +1,4 @@
-"""`lrpath update`: new data become the next version of a plan."""
+"""`lrpath update`: make new data the next version of a plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the data, and what to do with it."""
+    """Add the plan, the data, and what to do with it."""
     add_plan(parser)
     parser.add_argument(
         "--source",
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Update:
-    """The version and its data: `text` is the plan's new text, `plan` the plan in it; `known`: added earlier.
+    """The new version and its data. `text`: the new plan file; `plan`: the plan in it; `known`: added before.
 
     `duplicates` are those among the documents of the delivery.
     """
@@ -94,7 +94,7 @@ class Update:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Draw, append and tell; with --run or --submit the exit status of that command, else 0."""
+    """Draw and append the version; return 0, or the exit status of --run or --submit."""
     from megatron_lrpath.data.delivery import keep
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.record import blend_problems, refuse, require_tokenizer
@@ -138,7 +138,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def asked(args: argparse.Namespace, plan: Plan) -> Delivery:
-    """The delivery that the options describe."""
+    """Return the delivery that the options describe."""
     from megatron_lrpath.data.delivery import Delivery
     from megatron_lrpath.data.draw_request import parse_source, parse_tokens
 
@@ -194,7 +194,7 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
 def drawn(
     delivery: Delivery, name: str, existing: Sequence[Slice], valid: Sequence[Slice]
 ) -> Delivered | None:
-    """The slices of `name` as this call draws them; None where it cannot."""
+    """Return the slices of `name` as this call would draw them; None if it cannot draw them."""
     there = [one for one in existing if one.name == name]
     try:
         return delivery.slices(name, existing, valid) if there and delivery.is_of(there[0]) else None
@@ -203,16 +203,16 @@ def drawn(
 
 
 def in_use(plan: Plan) -> set[str]:
-    """The names of the slices that must be disjoint."""
+    """Return the names of the slices that must be disjoint."""
     valid = Path(plan.data.valid).name.removesuffix(".slice")
     return {*(version.name for version in plan.versions), valid, *plan.data.more_sets}
 
 
 def following(name: str) -> str:
-    """v4 -> v5, 2025-09 -> 2025-10.
+    """Return the next version's name: v4 -> v5, 2025-09 -> 2025-10.
 
     Raises:
-        UserError: the name ends with no number.
+        UserError: the name does not end with a number.
     """
     match = re.fullmatch(r"(.*?)([0-9]+)", name)
     if match is None:
@@ -254,7 +254,7 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
 
 
 def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
-    """Print the version, what it costs and which alpha to take."""
+    """Print the version, its cost and the alpha to choose."""
     from megatron_lrpath.launch.estimate import cost_lines, estimate
     from megatron_lrpath.runs.results import completed_step, version_runs
     from megatron_lrpath.runs.tasks import named_paradigms
@@ -287,7 +287,7 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
 
 
 def replay_note(before: Plan, added: Version) -> str:
-    """What the version replays; that it replays nothing where the one before it does."""
+    """Return a note on the version's replay; if it has none, only where the version before it has one."""
     from megatron_lrpath.plan.wording import replay_text
 
     if added.replay is not None:

@@ -1,1 +1,1 @@
-"""Version slices of indexed datasets, and the datasets that training reads them through."""
+"""Version slices of indexed datasets, and the datasets that a training reads."""

@@ -1,4 +1,4 @@
-"""Checksums of a dataset's `.bin` by block: stored in its record, and compared with the file."""
+"""Compute checksums of a dataset's `.bin` by block, for its record, and compare them with the file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import xxhash
 
 SMALLEST_BLOCK = 1 << 20  # bytes
-MOST_BLOCKS = 1 << 16  # of a file, so that a record stays small and a block is read in a moment
-AT_A_START = 4  # blocks, others each time
-AT_A_START_IF_NEWER = 64  # if the file's time differs from its record
+MOST_BLOCKS = 1 << 16  # per file at most, so that a record stays small and a block is read quickly
+AT_A_START = 4  # blocks, different ones each time
+AT_A_START_IF_NEWER = 64  # blocks, if the file's time differs from its record
 KEY = "content"
 
 
@@ -30,7 +30,7 @@ def content_sums(path: Path) -> dict[str, Any]:
 
 
 def check_form(sums: Any) -> Mapping[str, Any]:
-    """Return the same object, checked; raises ValueError."""
+    """Return the same object if its form is valid. Raise ValueError otherwise."""
     if not isinstance(sums, dict):
         raise ValueError(f"`{KEY}` is no object")
     numbers = [sums.get(name) for name in ("bytes", "mtime_ns", "block")]
@@ -43,12 +43,12 @@ def check_form(sums: Any) -> Mapping[str, Any]:
 
 
 def wrong_blocks(path: Path, sums: Mapping[str, Any], numbers: Iterable[int] | None = None) -> list[str]:
-    """Return how a file differs from its recorded checksums.
+    """Return the differences of a file from its recorded checksums, a text for each.
 
     Args:
         path: the file.
         sums: the result of `content_sums`.
-        numbers: of the blocks to compare; None: all.
+        numbers: the numbers of the blocks to compare; None: all.
 
     Raises:
         OSError: the file cannot be read.

@@ -17,7 +17,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
 LARGEST_SHARE = 5_000_000
-"""Tokens of a validation set, by default: a model is evaluated on them for every version."""
+"""Default maximum of tokens in a validation set; every version's model is evaluated on it."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Delivery:
         return Delivered(slices[name], slices.get(valid), drawn.duplicates)
 
     def is_of(self, one: Slice) -> bool:
-        """Whether a slice was drawn from datasets of this delivery. UserError where a dataset is missing."""
+        """Return whether a slice is drawn from these datasets. Raise UserError if a dataset is missing."""
         prints = {fingerprint_source(source.prefix) for source in self.sources}
         return all(source.fingerprint in prints for source in one.sources)
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """What was drawn: the version, its validation set (None: none), and the duplicates in the delivery."""
+    """The drawn slices: the version, its validation set (None: none), and the duplicates in the delivery."""
 
     version: Slice
     valid: Slice | None
@@ -93,7 +93,7 @@ def keep(slices: Sequence[Slice], existing: Sequence[Slice], folder: Path) -> No
     """Write the missing slices, each atomically, in order.
 
     Raises:
-        UserError: one exists with other content; then nothing is written.
+        UserError: one exists with different content; then nothing is written.
     """
     there = {one.name: one for one in existing}
     for one in slices:

@@ -1,4 +1,4 @@
-"""A 64-bit hash of each document's tokens, `PREFIX.hashes`: how the same text is found again in another dataset."""
+"""A 64-bit hash of each document's tokens, `PREFIX.hashes`, to find the same text in another dataset."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from megatron_lrpath.runs.checkpoints import sum_file
 type Hashes = npt.NDArray[np.uint64]
 
 ENDING = ".hashes"
-KEY = "hashes"  # of a dataset's record, which has the checksum of the file
+KEY = "hashes"  # the key in a dataset's record, which has the checksum of the file
 DTYPE = np.dtype("<u8")
 BLOCK = 1 << 22  # hashes read at a time
 TOKENS = 1 << 24  # tokens read at a time
 
 
 def hash_documents(tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], eod: int | None) -> Hashes:
-    """The XXH3-64 of each document's ids as 32-bit numbers, uint64 (documents,).
+    """Return the XXH3-64 of each document's ids as 32-bit numbers, uint64 (documents,).
 
     An end-of-document token at the end of a document does not count, so that the same text has the same hash with
     and without it. The type of the ids does not count either.
 
     Args:
-        tokens: the ids of all documents, one after the other.
-        lengths: tokens of each document.
-        eod: the id of the end-of-document token, None where the tokenizer has none.
+        tokens: the ids of all documents, concatenated.
+        lengths: the number of tokens of each document.
+        eod: the id of the end-of-document token, None if the tokenizer has none.
     """
     ids = np.ascontiguousarray(tokens, dtype="<u4")
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -50,7 +50,7 @@ def hash_documents(tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], eod: int
 
 
 def dataset_hashes(prefix: Path | str, eod: int | None) -> Iterator[Hashes]:
-    """The hashes of a finished dataset, block by block, by reading all of its `.bin`."""
+    """Read all of a finished dataset's `.bin` and yield its hashes, block by block."""
     header = read_header(str(prefix))
     lengths = map_lengths(header)
     with open(f"{prefix}.bin", "rb") as stream:
@@ -66,9 +66,9 @@ def dataset_hashes(prefix: Path | str, eod: int | None) -> Iterator[Hashes]:
 
 @dataclass(frozen=True)
 class HashFile:
-    """The hashes of one dataset's documents, as its record describes the file.
+    """The file with the hashes of a dataset's documents, as described in the dataset's record.
 
-    `eod` is the end-of-document token that does not count (None: there is none), `xxh3_128` the file's checksum.
+    `eod`: the end-of-document token, which does not count (None: none); `xxh3_128`: the file's checksum.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class HashFile:
         """Compare the whole file with its checksum.
 
         Raises:
-            UserError: it is missing, or holds something else than was written.
+            UserError: the file is missing or damaged.
         """
         try:
             found = sum_file(self.path)
@@ -90,14 +90,14 @@ class HashFile:
             raise UserError(f"{self.path}: does not hold the hashes that were written; {_remedy(self.path)}")
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, Hashes]]:
-        """The hashes, `size` at a time, each block with the number of its first document."""
+        """Yield the hashes, `size` at a time, each block with the number of its first document."""
         with self.path.open("rb") as stream:
             for start in range(0, self.documents, size):
                 yield start, np.fromfile(stream, dtype=DTYPE, count=size)
 
 
 def hashes_path(record: Path) -> Path:
-    """The file of hashes that belongs to the record of a dataset, in the same folder."""
+    """Return the path of the hashes in the folder of a dataset's record."""
     return record.with_name(record.name.removesuffix(".tokens.json") + ENDING)
 
 
@@ -108,7 +108,7 @@ def describe(path: Path, eod: int | None) -> dict[str, Any]:
 
 
 def check_form(described: Any) -> Mapping[str, Any]:
-    """The same object, checked; raises ValueError."""
+    """Return the same object if its form is valid. Raise ValueError otherwise."""
     if not isinstance(described, dict):
         raise ValueError(f"`{KEY}` is no object")
     count, eod, digest = (described.get(name) for name in ("documents", "eod", "xxh3_128"))

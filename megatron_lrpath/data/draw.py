@@ -27,7 +27,7 @@ from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
 
-ANY = 255  # of a document's flags
+ANY = 255  # all bits of a document's flags
 UNFINISHED = ".unfinished"  # lists the slices of a draw until all of them are written
 
 
@@ -53,7 +53,7 @@ class SourcePool:
         self.lengths = document_lengths(prefix)
         self.fingerprint = fingerprint_source(prefix)
         self.tokenizer = read_record(prefix, self.fingerprint, records)
-        self.flags: Flags | None = None  # of duplicates, where they are known
+        self.flags: Flags | None = None  # of duplicates, if known
         self.free = np.empty(len(self.lengths), dtype=bool)
         self.free_tokens = 0
         for start, block in blocks(self.lengths):
@@ -105,7 +105,7 @@ class SourcePool:
         return chosen
 
     def draw(self, targets: Sequence[int | None], seed: int, held_out: bool = False) -> list[Documents]:
-        """Draw sets of documents, of at least these numbers of tokens each, from the free ones.
+        """Draw disjoint sets of free documents, each with at least the given number of tokens.
 
         All sets follow one random order of the dataset, determined by the seed and the dataset's content:
         later draws do not change earlier ones, and another call continues in that order. If the free
@@ -133,10 +133,10 @@ class SourcePool:
         return sets
 
     def _unique_first(self, order: np.ndarray, tokens: int) -> np.ndarray:
-        """The order with documents of at least `tokens` tokens at its beginning that repeat no other.
+        """Return the order, starting with documents of at least `tokens` tokens that do not repeat others.
 
         Raises:
-            UserError: there are not so many.
+            UserError: there are too few such documents.
         """
         if self.flags is None or not (repeated := self.flags[order] != 0).any():
             return order
@@ -192,7 +192,7 @@ class ShortageError(UserError):
 
 @dataclass(frozen=True)
 class Drawn:
-    """The new slices (not yet written), by domain the tokens of the sources that remain in no slice, and duplicates.
+    """The new slices (not yet written), by domain the sources' tokens that are in no slice, and duplicates.
 
     With `drop_duplicates` the tokens of dropped documents do not count as remaining.
     """
@@ -210,12 +210,12 @@ def draw(
     held_out: Sequence[Slice] = (),
     known: Duplicates | None = None,
 ) -> Drawn:
-    """Draw what is requested, from documents that no existing slice holds.
+    """Draw the requested slices from documents that are in no existing slice.
 
-    Validation is drawn first, then the versions in their order. Each gets, of each source, the shortest run
-    of that source's random order that holds its share of tokens: so the mixture is right to within one
-    document per source, and a version's tokens are what was asked for or up to a document per source more
-    (or, where a source is about to be used up, less). Memory: five bytes per document, and 24 more per
+    Validation is drawn first, then the versions in their order. Each takes, from each source, the shortest
+    range of that source's random order with its share of tokens. So the mixture is exact to within one
+    document per source, and a version has the requested tokens or up to a document per source more (or less,
+    if a source is nearly used up). Memory: five bytes per document, and 24 more per
     document of the largest source. `note` receives messages on the progress. `records` is a further folder for the
     records of the datasets' tokenizers, which the slices contain. `held_out` are validation sets in other folders.
     `known` are the duplicates, if the same documents were compared before.
@@ -224,10 +224,10 @@ def draw(
     far as the datasets have hashes; with `request.drop_duplicates` they are not drawn at all.
 
     Raises:
-        UserError: a name is taken, a source is given twice, has changed, is no dataset of documents, or was made by
-            another tokenizer than the rest.
+        UserError: a name exists, a source is given twice, has changed, is not a dataset of documents, or was
+            made by a different tokenizer than the others.
         ShortageError: there are too few tokens.
-        UserError: `drop_duplicates`, and a dataset has no hashes of its documents.
+        UserError: `drop_duplicates` is set, and a dataset has no hashes of its documents.
     """
     request.check()
     there = {one.name: one for one in existing}
@@ -413,7 +413,7 @@ def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list
         return [*map(math.ceil, valid), *[rest // count] * (count - 1), None]
     exact = [Fraction(tokens or 0) * share for _, tokens in request.versions]
     if request.seq_length:
-        # the least tokens that yield ceil(tokens / seq_length) samples: the last label takes one more
+        # the fewest tokens that yield ceil(tokens / seq_length) samples; the last label needs one more
         length = request.seq_length
         exact = [tokens and Fraction(math.ceil(tokens / length) * length + 1) for tokens in exact]
     wanted = [*valid, *exact]

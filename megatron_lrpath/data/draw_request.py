@@ -37,11 +37,11 @@ class RangeRequest:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """All of one call.
+    """The arguments of one call.
 
     `versions` are names and tokens of those drawn at random, in order; None as tokens: everything that is
-    left, in equal parts. With `seq_length` each source gets what its share needs in whole samples. With
-    `drop_duplicates` documents that repeat others are left out.
+    the rest, in equal parts. With `seq_length` each source gets what its share needs in whole samples. With
+    `drop_duplicates` documents that repeat others are excluded.
     """
 
     sources: tuple[SourceRequest, ...]
@@ -86,12 +86,12 @@ class DrawRequest:
 
 
 def valid_name(version: str) -> str:
-    """The name of a version's own validation set."""
+    """Return the name of a version's own validation set."""
     return f"{VALIDATION}-{version}"
 
 
 def is_validation(name: str) -> bool:
-    """Whether a slice of this name is a validation set."""
+    """Return whether a slice of this name is a validation set."""
     return name == VALIDATION or name.startswith(valid_name(""))
 
 
@@ -176,7 +176,7 @@ def version_requests(
     if names and len(names) != number:
         raise UserError(f"--names: {len(names)} names for {number} versions")
     amounts = amounts * number if len(amounts) == 1 else amounts or [None] * number
-    # With `append`: the first k such that v<k> and all after it is free, and that counts the versions there are.
+    # With `append`: the first k such that v<k> and later names are free, and above the number of versions.
     versions = [name for name in taken if append and name != VALIDATION]
     numbers = [int(name[1:]) for name in versions if re.fullmatch(r"v[0-9]+", name)]
     first = max([len(versions), *numbers]) + 1

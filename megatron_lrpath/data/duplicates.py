@@ -1,4 +1,4 @@
-"""Documents of a delivery whose text is in earlier slices, or in the delivery itself, more than once."""
+"""Find the documents of a delivery whose text is in earlier slices, or repeated in the delivery itself."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ type Flags = npt.NDArray[np.uint8]
 type Mask = npt.NDArray[np.bool_]
 
 IN_VERSION, IN_VALIDATION, LATER_COPY, FIRST_COPY = 1, 2, 4, 8
-"""Bits of a document's flag: its text is in an earlier version, in a validation set; it is a copy of a document before
-it in the delivery, or the first one of several."""
-REPEAT = IN_VERSION | IN_VALIDATION | LATER_COPY  # what --drop-duplicates leaves out
-BLOCK = 1 << 24  # hashes of earlier documents compared at a time
+"""Bits of a document's flag: its text is in an earlier version; in a validation set; it is a copy of an
+earlier document in the delivery; it is the first of several copies."""
+REPEAT = IN_VERSION | IN_VALIDATION | LATER_COPY  # the documents that --drop-duplicates excludes
+BLOCK = 1 << 24  # number of hashes of earlier documents that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ class NewDocuments:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What a comparison found.
+    """The result of a comparison.
 
-    `flags` by the fingerprint of each new dataset, uint8 (documents,); `by_slice` how many new documents repeat one of
-    each earlier slice; `validation` the names of those that are validation sets; `documents` how many were compared;
-    `later` copies of another new document; `repeats` all that repeat something; `missing` the datasets without hashes.
+    `flags`: by the fingerprint of each new dataset, uint8 (documents,). `by_slice`: how many new documents
+    repeat one of each earlier slice. `validation`: the names of those slices that are validation sets.
+    `documents`: the number of compared documents. `later`: the number of copies of another new document.
+    `repeats`: the number of documents that repeat any other. `missing`: the datasets without hashes.
     """
 
     flags: dict[str, Flags]
@@ -53,7 +54,7 @@ class Duplicates:
     missing: tuple[Path, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able values."""
+        """Return JSON-serializable data."""
         return {
             "documents": self.documents,
             "repeats": self.repeats,
@@ -63,7 +64,7 @@ class Duplicates:
         }
 
     def lines(self, dropped: bool) -> list[str]:
-        """Return the result as lines of text; `dropped`: the repeats were left out."""
+        """Return the result as lines of text; `dropped`: whether the repeats were excluded."""
         lines = []
         if self.missing:
             more = [f"{len(self.missing) - 2:,} more"] if self.missing[2:] else []
@@ -104,19 +105,19 @@ def find_duplicates(
 ) -> Duplicates:
     """Compare the hashes of new documents with each other and with those of all documents of earlier slices.
 
-    Memory: about 32 bytes per new document, and none per earlier one but for a block. Earlier datasets need only their
-    records and hashes on disk.
+    Memory: about 32 bytes per new document, and a block of the earlier ones. Earlier datasets need only
+    their records and hashes on disk.
 
     Args:
         new: the datasets to draw from.
-        earlier: slices drawn before.
-        validation: the names of those of them that are validation sets.
+        earlier: the existing slices.
+        validation: the names of those slices that are validation sets.
         records: another folder for the records of datasets.
-        note: is called with a line of progress.
-        block: hashes compared at a time.
+        note: called with a line of progress.
+        block: the number of hashes compared at a time.
 
     Raises:
-        UserError: a file of hashes is damaged, or two leave out different end-of-document tokens.
+        UserError: a file of hashes is damaged, or two files exclude different end-of-document tokens.
     """
     files = _Files(records)
     known = [(one, found) for one in new if (found := files.of(one.prefix, one.fingerprint)) is not None]
@@ -146,7 +147,7 @@ def find_duplicates(
 
 
 def require_hashes(found: Duplicates) -> None:
-    """Refuse to leave out duplicates where some cannot be known. UserError that names the datasets."""
+    """Raise UserError with the names of the datasets if some duplicates cannot be known."""
     if found.missing:
         names = listing([str(prefix) for prefix in found.missing[:3]])
         more = f" and {len(found.missing) - 3:,} more" if found.missing[3:] else ""
@@ -158,7 +159,7 @@ def require_hashes(found: Duplicates) -> None:
 
 
 class _Files:
-    """The hash files in use, each verified once; `missing` are the prefixes of datasets without one."""
+    """The hash files in use, each verified once. `missing`: the prefixes of datasets without one."""
 
     def __init__(self, records: Path | None) -> None:
         self.records = records
@@ -167,7 +168,7 @@ class _Files:
         self._first: HashFile | None = None
 
     def of(self, prefix: Path, fingerprint: str, one: Slice | None = None) -> HashFile | None:
-        """The hashes of a dataset that a slice names, or that is new; None where there are none."""
+        """Return the hashes of a dataset, new or of the slice `one`; None if it has none."""
         if fingerprint not in self._found:
             folder = one.path.resolve().parent if one is not None and one.path else self.records
             found = recorded_hashes(prefix, fingerprint, folder)
@@ -187,7 +188,7 @@ class _Files:
 
 
 def _chosen(found: HashFile, free: Mask) -> Hashes:
-    """The hashes of the documents of a mask. UserError where the file is of another dataset."""
+    """Return the hashes of a mask's documents. Raise UserError if the file belongs to another dataset."""
     if found.documents != len(free):
         raise UserError(
             f"{found.path}: has {found.documents:,} hashes, and the dataset {len(free):,} documents; remove it, and "
@@ -203,7 +204,7 @@ def _chosen(found: HashFile, free: Mask) -> Hashes:
 
 
 def _blocks_of(found: HashFile, source: SliceSource, block: int) -> Iterator[Hashes]:
-    """The hashes of a slice's documents, block by block of the dataset."""
+    """Yield the hashes of a slice's documents, block by block of the dataset."""
     place = 0
     for start, hashes in found.blocks(block):
         end = int(np.searchsorted(source.documents, start + len(hashes)))
@@ -218,8 +219,9 @@ def _blocks_of(found: HashFile, source: SliceSource, block: int) -> Iterator[Has
 class _Table:
     """The hashes of all new documents.
 
-    `hashes`: sorted, each once, uint64 (different,); `order`: the documents in the order of their hashes, int64
-    (documents,); `begins`: whether a document of `order` is the first with its hash; `flags`: in the order of `order`.
+    `hashes`: sorted, without duplicates, uint64 (different,). `order`: the documents in the order of their
+    hashes, int64 (documents,). `begins`: whether a document of `order` is the first with its hash. `flags`:
+    in the order of `order`.
     """
 
     hashes: Hashes
@@ -229,7 +231,7 @@ class _Table:
 
     @classmethod
     def of(cls, parts: Sequence[Hashes]) -> _Table:
-        """Sort the hashes of all datasets; equal ones stay in the order of their documents."""
+        """Return the table of all datasets' hashes; documents with equal hashes stay in their order."""
         hashes = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
@@ -240,14 +242,14 @@ class _Table:
         return cls(hashes[begins], order, begins, flags)
 
     def mark(self, hashes: Hashes, hits: Mask) -> None:
-        """Set `hits`, of each different hash, where it is one of `hashes`, which are sorted in place."""
+        """Set `hits`, one for each different hash, for those in `hashes`, which are sorted in place."""
         hashes.sort()
         places = np.searchsorted(self.hashes, hashes)
         places[places == len(self.hashes)] -= 1
         hits[places[self.hashes[places] == hashes]] = True
 
     def flag(self, hits: Mask, bit: int) -> int:
-        """Set a bit of all documents whose hash was hit; how many they are."""
+        """Set a bit of all documents whose hash was hit; return their number."""
         count, before = 0, 0
         for start in range(0, len(self.order), BLOCK):
             part = slice(start, start + BLOCK)
@@ -259,7 +261,7 @@ class _Table:
         return count
 
     def flags_by_document(self) -> Flags:
-        """The flags in the order of the documents."""
+        """Return the flags in the order of the documents."""
         flags = np.empty_like(self.flags)
         flags[self.order] = self.flags
         return flags

@@ -14,11 +14,11 @@ from megatron_lrpath.models import ModelSpec as Spec
 from megatron_lrpath.schedule.curves import tenth
 
 TOKENS_A_PARAMETER = 20
-"""Fewer are too few for a model of that size (Hoffmann et al. 2022)."""
-VOCABULARY = 32_000  # for the choice of a recipe, nothing else
-FEWEST_STEPS = 50  # of a version, where the batch is made smaller for them
+"""Fewer tokens are too few for a model of that size (Hoffmann et al. 2022)."""
+VOCABULARY = 32_000  # only for the choice of a recipe
+FEWEST_STEPS = 50  # of a version; the batch is halved until the versions have as many
 SMALL, LARGE = (16, 16, 128), (512, 4, 2048)
-"""Samples of a step, of a micro batch, tokens of a sample: of the quickstart, and of the paper."""
+"""Samples of a step and of a micro batch, and tokens of a sample: of the quickstart, and of the paper."""
 ALPHA = 0.6
 
 TEMPLATE = """\
@@ -44,8 +44,8 @@ output: runs/{name}
 
 
 def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None, name: str) -> str:
-    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens; `name`
-    is replaced by "model" if it is none for a plan.
+    """Return the text of the plan. `slices`: those in `folder`; `recipe` None: chosen by their tokens; `name`
+    is replaced by "model" if a plan cannot have it.
 
     Raises:
         UserError: the slices contain no version, or one has too few tokens for a step.
@@ -65,7 +65,7 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
         )
     first = steps[versions[0].name]
     interval = max(1, min(500, first // 4))
-    retain = interval * (first // interval)  # Megatron takes only a multiple
+    retain = interval * (first // interval)  # Megatron accepts only a multiple
     sets = sorted((one.name for one in slices if is_validation(one.name)), key=natural)
     listed = [text(str(folder / name)) for name in sets] or [text(str(folder / "valid"))]
     return TEMPLATE.format(

@@ -1,5 +1,5 @@
-"""What a run's result depends on in addition to its plan: slices, the tokenizer file, prepared chats, further
-arguments.
+"""Everything that a run's result depends on in addition to its plan: slices, the tokenizer file, prepared
+chats, further arguments.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def training_identity(
     Args:
         plan: the plan.
         run: the run in it.
-        slices: of the versions from the first to the run's own; a fine-tuning has none.
+        slices: the slices of the versions from the first to the run's own; a fine-tuning has none.
         mix: the slices that a branch reads in addition.
         chats: the identity of a fine-tuning's prepared data.
-        arguments: Megatron's that a result depends on, in addition to the plan's.
+        arguments: Megatron's arguments that a result depends on, in addition to the plan's.
     """
     data: dict[str, Any] = {"slices": {one.name: one.fingerprint for one in slices}}
     if mixed := {one.name: one.fingerprint for one in mix}:

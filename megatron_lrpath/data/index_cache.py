@@ -1,4 +1,4 @@
-"""Arrays that one process builds and all map: the indices of versioned datasets.
+"""Cache arrays that one process builds and all map: the indices of versioned datasets.
 
 An entry's name is the hash of its inputs, which determine its content. So it does not matter which process
 builds it, or how many do so concurrently: every file is written atomically, and a process that replaces a
@@ -29,10 +29,10 @@ from megatron_lrpath.sealed import json_digest
 type Arrays = dict[str, np.ndarray]
 
 PATIENCE_SECONDS = 5.0
-MARK = b"lrp-xxh3"  # before the checksum, which is the end of a file
+MARK = b"lrp-xxh3"  # before the checksum at the end of a file
 SUM_BYTES = len(MARK) + 16
 NO_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
-"""What NumPy raises for a file that is missing, cut short, of Python objects or damaged."""
+"""Errors of NumPy for a file that is missing, truncated, damaged, or has Python objects."""
 CHUNK = 4 * 2**20  # bytes summed at a time
 
 
@@ -62,27 +62,27 @@ class CacheEntry:
                 stream.write(MARK + summing.digest.digest())
 
     def read(self, folder: Path, name: str) -> np.ndarray:
-        """One array, mapped read-only, after its file's checksum is compared. Raises `NO_ARRAY`."""
+        """Return one array, mapped read-only, after a comparison of its file's checksum. Raise `NO_ARRAY`."""
         path = self.file(folder, name)
         _check_sum(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class _Summing:
-    """A file for NumPy to write to, which sums what it gets."""
+    """A file for NumPy to write to, which computes the checksum of what is written."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
         self.digest = xxhash.xxh3_128()
 
     def write(self, content: bytes) -> int:
-        """Write and sum."""
+        """Write, and add to the checksum."""
         self.digest.update(content)
         return self.stream.write(content)
 
 
 def _check_sum(path: Path) -> None:
-    """Raise ValueError for a file without a checksum, or that is not what was written."""
+    """Raise ValueError if a file has no checksum or differs from it."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
         left = os.fstat(stream.fileno()).st_size - SUM_BYTES
@@ -106,7 +106,7 @@ class IndexCache:
         self.folder = Path(folder)
 
     def load(self, entry: CacheEntry) -> Arrays | None:
-        """The entry's arrays, mapped read-only, or None where they are not all there and whole."""
+        """Return the entry's arrays, mapped read-only; None if one is missing or damaged."""
         for folder in (self.folder, private_folder()):
             try:
                 return {name: entry.read(folder, name) for name in entry.names}
@@ -157,7 +157,7 @@ class IndexCache:
         return [found.get(entry.identity) or self._load_surely(entry) for entry in wanted]
 
     def _load_surely(self, entry: CacheEntry) -> Arrays:
-        """Load what another process has built. A network disk can show it late; in the end it is built here."""
+        """Load what another process has built; a network disk can show it late. Build it after a timeout."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (arrays := self.load(entry)) is None and time.monotonic() < deadline:
             time.sleep(0.1)

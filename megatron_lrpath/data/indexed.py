@@ -25,7 +25,7 @@ INDEX_VERSION = 1
 HEADER_BYTES = 34  # magic 9, version 8, type code 1, number of sequences 8, number of document bounds 8
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float64", "float32", "uint16")
 DTYPE_CODES = {name: code for code, name in enumerate(DTYPES, start=1)}
-BLOCK = 1 << 20  # entries looked at at a time
+BLOCK = 1 << 20  # entries read at a time
 SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
 

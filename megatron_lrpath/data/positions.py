@@ -1,4 +1,4 @@
-"""Which samples of a version hold given documents, computed from the slice alone, without torch or Megatron."""
+"""Compute from a slice alone, without torch or Megatron, which samples contain given documents."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ type Numbers = npt.NDArray[np.int64]
 type Wanted = Mapping[str, Documents]
 """Document numbers (sorted int32) by the fingerprint of their dataset."""
 
-LABEL = 1  # tokens that a sample takes beyond its length, as its last label
+LABEL = 1  # tokens of a sample beyond its length: its last label
 
 
 def holds(one: Slice, wanted: Wanted) -> dict[str, Documents]:
-    """The wanted documents that are in a slice, by dataset; datasets without one are left out."""
+    """Return the wanted documents that are in a slice, by dataset; datasets without one are omitted."""
     found = {
         source.fingerprint: np.intersect1d(source.documents, wanted[source.fingerprint])
         for source in one.sources
@@ -29,15 +29,15 @@ def holds(one: Slice, wanted: Wanted) -> dict[str, Documents]:
 
 
 def sample_numbers(one: Slice, wanted: Wanted, seq_length: int, seed: int) -> Numbers:
-    """The numbers of a slice's samples, in the order of training, that hold a token of the wanted documents.
+    """Return the numbers of a slice's samples, in training order, that have a token of the wanted documents.
 
-    The last label of a sample counts. Ascending.
+    The last label of a sample counts. The numbers are ascending.
 
     Args:
         one: the slice of a version or of a mix.
         wanted: the documents.
-        seq_length: of a sample, in tokens.
-        seed: the plan's, or the mix's for its slices.
+        seq_length: the length of a sample in tokens.
+        seed: the plan's seed; for the slices of a mix, the mix's seed.
 
     Raises:
         UserError: the dataset is missing or differs from the slice's.

@@ -29,9 +29,9 @@ from megatron_lrpath.wording import listing
 
 ENDING = ".tokens.json"
 FORMAT = 1
-LIMIT = 1 << 24  # bytes of a record that are read
+LIMIT = 1 << 24  # bytes of a record that are read at most
 INPUTS_LISTED = 1000
-CACHE = ".cache"  # in the slices' folder, which also has the indices of samples
+CACHE = ".cache"  # in the slices' folder; also has the indices of samples
 REMEDY = "Name the tokenizer that made the data, or tokenize the text again and draw new slices."
 
 
@@ -55,7 +55,7 @@ def inputs_of(names: Iterable[str]) -> dict[str, Any]:
 
 
 def hashes_of(prefix: Path | str, eod: int | None) -> dict[str, Any]:
-    """The hashes of the documents for a record, where the dataset has just been written with them."""
+    """Return the hashes entry of a record, for a dataset that has just been written; {} without hashes."""
     path = hashes_path(record_path(prefix))
     return {document_hashes.KEY: document_hashes.describe(path, eod)} if path.exists() else {}
 
@@ -106,7 +106,7 @@ def read_record(prefix: Path | str, fingerprint: str, folder: Path | None = None
 
 
 def read_content(path: Path) -> dict[str, Any] | None:
-    """Return a record's content, checked; None if there is none. Raises UserError if it cannot be read."""
+    """Return a record's content, checked; None if there is none. Raise UserError if it cannot be read."""
     try:
         content, _ = read_sealed(path, LIMIT)
         if content["format"] == FORMAT:
@@ -137,7 +137,7 @@ def recorded_content(
 
 
 def recorded_hashes(prefix: Path | str, fingerprint: str, folder: Path | None = None) -> HashFile | None:
-    """The hashes of a dataset's documents; None where there are none. The dataset itself need not be there.
+    """Return the hashes of a dataset's documents, None if there are none. The dataset need not be on disk.
 
     Raises:
         UserError: the record cannot be read.
@@ -235,8 +235,8 @@ class Comparison:
         return Findings(tuple(self.problems), tuple(self.notes))
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Compare; a tokenizer that cannot be opened is a problem, one of a hub that is not in the cache is a
-        note.
+        """Call `action`; if the tokenizer cannot be opened, add a problem, or a note if it can be a name on a
+        hub.
         """
         try:
             action()
@@ -290,7 +290,7 @@ def control_tokens(prefix: Path) -> int:
     """Return the number of control tokens of prepared chats beyond the vocabulary, if the dataset is one of
     them.
     """
-    for folder in prefix.parents[:2]:  # of the data, or around it
+    for folder in prefix.parents[:2]:  # the folder of the data, or its parent
         with suppress(OSError, ValueError, KeyError, TypeError):
             prepared = read_json(folder / PREPARED)
             return len(prepared["control_tokens"])

@@ -30,9 +30,9 @@ ENDING = ".slice"
 class SliceSource:
     """Documents of one indexed dataset.
 
-    `prefix` is the dataset's present path, `fingerprint` what it must be (see `fingerprint_source`),
-    `documents` are sorted int32 numbers of documents in it, `tokens` their tokens together. `tokenizer` are the
-    facts of what made it, where they were recorded; they are no part of the slice's fingerprint.
+    `prefix` is the dataset's present path, `fingerprint` identifies it (see `fingerprint_source`),
+    `documents` are sorted int32 numbers of documents in it, `tokens` the total of their tokens. `tokenizer`
+    are the facts of its tokenizer, if they were recorded; they are not part of the slice's fingerprint.
     """
 
     prefix: Path
@@ -140,7 +140,7 @@ class Slice:
 
 
 def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> Slice:
-    """Build a slice from a decoded file; raises DamagedError if the header is not in the form that `save`
+    """Build a slice from a decoded file; raise DamagedError if the header is not in the form that `save`
     writes.
     """
     folder = path.resolve().parent
@@ -178,18 +178,18 @@ def _prefix_to_store(prefix: Path, folder: Path) -> str:
 
 
 def slice_path(folder: Path | str, name: str) -> Path:
-    """The file of the slice `name` in `folder`."""
+    """Return the file of the slice `name` in `folder`."""
     return Path(folder) / (name + ENDING)
 
 
 def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> list[Slice]:
-    """Load the slices of `versions`, in their order, and prove them disjoint, from each other and validation.
+    """Load the slices of `versions`, in their order, and check that no document is in two, or in validation.
 
-    With `verify` every source is compared with its fingerprint (once per dataset): wanted in one process of
-    a node. Loading and proving 10 million documents takes a second or two.
+    With `verify` every source is compared with its fingerprint (once per dataset): needed in one process of
+    a node. Loading and checking 10 million documents takes a second or two.
 
     Raises:
-        UserError: a slice or source is missing, damaged or another, or two slices share documents.
+        UserError: a slice or source is missing, damaged or replaced, or two slices share documents.
     """
     slices = [Slice.load(slice_path(data.slices, name)) for name in versions]
     everything = [*slices, *held_out(data)]
@@ -242,7 +242,7 @@ def verify_slices(slices: Iterable[Slice]) -> None:
 
 @dataclass(frozen=True)
 class SourceProblem:
-    """Return the problem with a dataset that a slice names, as a sentence, and whether it is only missing."""
+    """The problem with a dataset that a slice names, as a sentence, and whether it is only missing."""
 
     text: str
     is_missing: bool
@@ -365,7 +365,7 @@ def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
     """Refuse slices with too few samples for their versions' steps.
 
     Raises:
-        UserError: all of them, a line each.
+        UserError: lists all of them, a line each.
     """
     samples = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     problems = []
@@ -384,7 +384,7 @@ def require_mix_samples(
     """Return the number of samples of each slice that a branch reads.
 
     Raises:
-        UserError: a slice has fewer; with the plan's line.
+        UserError: a slice has too few; the message gives the plan's line.
     """
     needed = list(mix.samples(batch, steps).values())
     for one, part, count in zip(slices, mix.parts, needed, strict=True):
@@ -404,13 +404,13 @@ def mix_path(data: Data, part: MixPart) -> Path:
 
 
 def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
-    """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
+    """Load a mix's slices, in its order, and check that no document is in two, or in validation.
 
-    They may share documents with the versions: curated data may be a part of them, or an old version is read
-    again. With `verify` every source is compared with its fingerprint, as in `open_slices`.
+    They may share documents with the versions: curated data may be a part of them, or an old version is
+    read again. With `verify` every source is compared with its fingerprint, as in `open_slices`.
 
     Raises:
-        UserError: a slice or source is missing, damaged or another, or documents are shared.
+        UserError: a slice or source is missing, damaged or replaced, or documents are shared.
     """
     slices = []
     for part in mix.parts:
@@ -426,10 +426,10 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
 
 
 def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
-    """Prove, before days are trained, that the slices of every branch's mix exist and are long enough.
+    """Check, before a training of days, that the slices of every branch's mix exist and are long enough.
 
     Raises:
-        UserError: what `open_mix` and `require_mix_samples` raise.
+        UserError: see `open_mix` and `require_mix_samples`.
     """
     opened: dict[Mix, list[Slice]] = {}
     for run in runs:

@@ -40,7 +40,7 @@ class DamagedError(ValueError):
 
 
 def pack_documents(documents: Documents) -> list[tuple[int, bytes]]:
-    """Yield blocks (number of documents, bytes) of strictly ascending document numbers."""
+    """Return blocks (number of documents, bytes) of strictly ascending document numbers."""
     blocks = []
     before = -1
     for start in range(0, len(documents), BLOCK):

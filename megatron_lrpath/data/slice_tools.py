@@ -52,7 +52,7 @@ def describe(one: Slice) -> dict[str, Any]:
 
 
 def _amount(number: int, whole: int | None = None) -> str:
-    """`9,999,999`, `10.500B`; with `whole` also the share of it: `1,234 12.3%`."""
+    """Format a count: `9,999,999`, `10.500B`; with `whole` also its share: `1,234 12.3%`."""
     text = f"{number:,}"
     for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= max(limit, 10**7):

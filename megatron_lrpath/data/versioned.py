@@ -47,7 +47,7 @@ class SourceDataset(GPTDataset):
 
     def __init__(self, source: SliceSource, indexed: Any, arrays: Arrays, split: Any, config: Any) -> None:
         self._arrays = arrays
-        with warnings.catch_warnings():  # about padding ids, which play no part here
+        with warnings.catch_warnings():  # about padding ids, which are not used here
             warnings.simplefilter("ignore")
             super().__init__(indexed, str(source.prefix), source.documents, None, split, config)
         self._pad_token_id = -1  # the id of no token
@@ -58,7 +58,7 @@ class SourceDataset(GPTDataset):
         return self._arrays["documents"], self._arrays["samples"], self._arrays["shuffle"]
 
     def __len__(self) -> int:
-        """The number of samples in the epoch."""
+        """Return the number of samples in the epoch."""
         return len(self.shuffle_index)
 
     def locate(self, sample: int, version: str) -> list[Location]:
@@ -129,9 +129,9 @@ class PlacedSamples(torch.utils.data.Dataset, ABC):
 class VersionedDataset(PlacedSamples):
     """Versions in sequence, or with `order` (a permutation of all their samples) shuffled together.
 
-    `replays` are, for each version, the places of earlier samples among its own, None for a version without; see
-    `versioned_index.replayed_places`. No sample occurs twice outside of them. The positions of the first `before`
-    samples, which another training has read, are empty.
+    `replays`: for each version, the positions of earlier samples among its own, None for a version without;
+    see `versioned_index.replayed_places`. Only replayed samples occur twice. The positions of the first
+    `before` samples, which another training has read, are empty.
     """
 
     index_split = Split.train
@@ -154,7 +154,7 @@ class VersionedDataset(PlacedSamples):
         self._ends = list(accumulate(self._lengths, initial=before))[1:]
 
     def __len__(self) -> int:
-        """The number of samples of all versions."""
+        """Return the end position, which is the number of samples of all versions plus `before`."""
         return self._ends[-1]
 
     def version_of(self, sample: int) -> str:
@@ -162,7 +162,7 @@ class VersionedDataset(PlacedSamples):
         return self._place(sample)[0]
 
     def is_replayed(self, sample: int) -> bool:
-        """Whether the sample at this position is one of an earlier version that is read again."""
+        """Return whether the sample at this position is one of an earlier version that is read again."""
         which, number = self._split(sample)
         again = self._replays[which]
         return again is not None and bool(again["source"][number])
@@ -180,7 +180,7 @@ class VersionedDataset(PlacedSamples):
         return version.name, *version.place(number)
 
     def _split(self, sample: int) -> tuple[int, int]:
-        """The version (its place) to whose steps a position belongs, and the number in it."""
+        """Return the index of the version to whose steps a position belongs, and the number in it."""
         if not self._before <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
@@ -189,10 +189,10 @@ class VersionedDataset(PlacedSamples):
 
 
 class MixedDataset(VersionedDataset):
-    """The main path's samples at their own positions, but for those that the mix takes.
+    """The main path's samples at their own positions, except those that the mix replaces.
 
-    `taken["source"][p]` is the source of the sample at position `first` + p: 0 the main path itself, j the j-th
-    slice, whose sample number `taken["sample"][p]` is read.
+    `taken["source"][p]` is the source of the sample at position `first` + p: 0 is the main path itself, j the
+    j-th slice, whose sample number `taken["sample"][p]` is read.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class ValidationDataset(PlacedSamples):
         self._length = -(-self._ends[-1] // multiple_of) * multiple_of
 
     def __len__(self) -> int:
-        """The number of samples, including padding samples."""
+        """Return the number of samples, including padding samples."""
         return self._length
 
     @property
@@ -269,7 +269,7 @@ def build_chained(
     replays: Sequence[CacheEntry | None] = (),
     before: int = 0,
 ) -> VersionedDataset:
-    """Version 1's samples, then version 2's, …: main path, branches, CPT; a position is a consumed sample.
+    """Return version 1's samples, then version 2's, …, for main path, branches and CPT, by consumed samples.
 
     `samples[i]` is the number of version i's own samples; `replays` are the earlier samples among them, see
     `replay_entries`; `before` positions precede version 1's. Each version is one epoch, shuffled by (seed, its name),
@@ -277,7 +277,7 @@ def build_chained(
     call this (one builds the index, the others wait).
 
     Raises:
-        UserError: a slice yields fewer samples than asked for, or its source is gone or another.
+        UserError: a slice has fewer samples than requested, or a source is missing or replaced.
     """
     entries = [entry for entry in replays if entry]
     versions, arrays = open_versions(slices, samples, config, seed, entries)
@@ -289,7 +289,7 @@ def build_chained(
 def build_shuffled(
     slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
 ) -> VersionedDataset:
-    """PTFS: `samples[i]` of version i's own samples, permuted together by (seed, number of versions).
+    """Return PTFS' samples: `samples[i]` of version i, permuted together by (seed, number of versions).
 
     Raises as `build_chained`; every rank must call it.
     """
@@ -298,11 +298,11 @@ def build_shuffled(
 
 
 def build_validation(one: Slice, config: GPTDatasetConfig, multiple_of: int = 1) -> ValidationDataset:
-    """The validation slice; with `multiple_of` (a global batch) no sample is lost to a loader that drops
-    the last incomplete batch. Every rank must call it.
+    """Return the validation slice. With `multiple_of` (a global batch) no sample is lost to a loader that
+    drops the last incomplete batch. Every rank must call it.
 
     Raises:
-        UserError: nothing to predict in it, or its source is gone or another.
+        UserError: it has nothing to predict, or a source is missing or replaced.
     """
     require_samples(one, 1, 1)
     extra = int(config.add_extra_token_to_sequence)
@@ -324,7 +324,7 @@ def build_validation(one: Slice, config: GPTDatasetConfig, multiple_of: int = 1)
 def open_versions(
     slices: Sequence[Slice], samples: Sequence[int], config: Any, seed: int, more: list[CacheEntry]
 ) -> tuple[list[VersionSamples], list[Arrays]]:
-    """Each version's samples, and the arrays of all entries, those of `more` last."""
+    """Return each version's samples, and the arrays of all entries, those of `more` last."""
     seq_length, extra = config.sequence_length, int(config.add_extra_token_to_sequence)
     used: list[tuple[Slice, list[SliceSource]]] = []
     entries: list[CacheEntry] = []
@@ -365,7 +365,7 @@ def build_mixed(
     branch: tuple[str, int, int, int],
     config: GPTDatasetConfig,
 ) -> MixedDataset:
-    """The branch's samples; `branch` is (version, first position, batch in samples, steps).
+    """Return the branch's samples; `branch` is (version, first position, batch in samples, steps).
 
     `slices` are the mix's, in its order. Every rank must call it (one builds the index, the others wait).
 

@@ -1,4 +1,4 @@
-"""The indices of versioned datasets as pure functions: which tokens a sample consists of.
+"""Compute the indices of versioned datasets as pure functions: which tokens a sample consists of.
 
 The arrays equal Megatron's (`GPTDataset`), computed in integers throughout: its compiled helper counts the
 samples of a set with a partial last one in 32-bit floating point, which is wrong beyond 16 million tokens.
@@ -21,7 +21,7 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import Mix, Replay, quotas
 from megatron_lrpath.plan.spec import Version
 
-FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning
+FORMAT = 1  # part of every key: increase it when any of these arrays changes its meaning
 
 
 def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: bool) -> np.ndarray:
@@ -45,10 +45,10 @@ def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: b
 def source_entry(
     source: SliceSource, seq_length: int, extra: int, order: tuple[int, str] | None
 ) -> CacheEntry:
-    """The cache entry of one source's index: its documents in order, its samples' bounds and their order.
+    """Return the cache entry of a source's index: its documents in order, its samples' bounds and order.
 
-    `order` is (seed, version), which shuffle documents and samples, and what fills no sample is left over.
-    None (validation) leaves both in their order and keeps a short last sample.
+    `order` is (seed, version), which determine the shuffle of documents and samples; an incomplete last
+    sample is dropped. None (validation) keeps both in their order and keeps a short last sample.
     """
 
     def build() -> Arrays:
@@ -123,7 +123,7 @@ def mixture_entry(samples: Sequence[int], seed: int) -> CacheEntry:
 
 
 def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
-    """The cache entry of the positions that a mix takes in a branch of `steps` steps of `batch` samples."""
+    """Return the cache entry of the positions that a mix takes in `steps` steps of `batch` samples."""
     shares = [str(share) for share in mix.shares]
     key = ["mix", FORMAT, shares, mix.seed, batch, steps, version]
     return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
@@ -153,9 +153,10 @@ def replayed_places(
 ) -> Arrays:
     """Return the sample at each position of a version: its `source` (uint16, 0: the version) and `sample` (uint32).
 
-    Source j is the j-th of the `earlier` versions, which are names with their numbers of new samples. The version's
-    own samples keep their order. Each step holds the share of all samples so far, rounded down, at places that (seed,
-    version) decide, and no sample is replayed twice in a version. Nothing depends on steps that come later.
+    Source j is the j-th of the `earlier` versions, which are names with their numbers of new samples. The
+    version's own samples keep their order. Each step has the share of all samples so far, rounded down, at
+    places determined by (seed, version); no sample is replayed twice in a version. Nothing depends on later
+    steps.
     """
     due = np.array([replay.replayed(step * batch) for step in range(steps + 1)])
     words = random_words(steps * batch, "replay", seed, version).reshape(steps, batch)
@@ -176,7 +177,7 @@ def replayed_places(
 
 type _Draws = tuple[
     np.ndarray, np.ndarray
-]  # the source (from 1 on) of each replayed sample, and its number there
+]  # the source (from 1 on) of each replayed sample, and its number in it
 
 
 def _uniform(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, key: tuple[int, str]) -> _Draws:
@@ -202,8 +203,8 @@ def _weighted(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, ke
 def places(mix: Mix, batch: int, steps: int, version: str) -> Arrays:
     """Return the sample at each position: its `source` (uint16, 0: the main path) and number `sample` (uint32).
 
-    Every step holds the number of samples of a slice that `quotas` gives, at places that (seed, version) decide, and a
-    slice's samples come in its own order, each once.
+    Every step has the number of samples of a slice that `quotas` gives, at places determined by (seed,
+    version). A slice's samples keep their order, each once.
     """
     table = np.zeros((steps, batch), dtype=np.uint16)
     order = np.argsort(

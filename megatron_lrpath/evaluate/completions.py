@@ -18,7 +18,7 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.completions import Completion
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
-MULTIPLE = 128  # of the length: kernels and sequence parallelism require it
+MULTIPLE = 128  # the length must be a multiple: kernels and sequence parallelism require it
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def prompts_of(plan: Plan, validation: Any) -> list[Prompt]:
 
 
 def places(validation: Any) -> list[int]:
-    """Yield samples for prompts: the first of each domain, then the second of each domain, and so on."""
+    """Return samples for prompts: the first of each domain, then the second of each domain, and so on."""
     by_domain: dict[str, list[int]] = {}
     for sample in range(len(validation)):
         by_domain.setdefault(validation.domain_of(sample), []).append(sample)

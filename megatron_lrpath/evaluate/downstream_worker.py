@@ -106,7 +106,7 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
     stderr = measured.get(metric.replace(",", "_stderr,"))
     return {
         "score": measured[metric],
-        # the harness writes text or NaN where it has none
+        # the harness writes text or NaN if it has no value
         "stderr": float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None,
         "metric": metric,
         "samples": sum(row["effective"] for row in answers["n-samples"].values()),
@@ -123,11 +123,11 @@ def version() -> str:
     return importlib.metadata.version("lm_eval")
 
 
-CACHE = "downstream"  # in a run's folder: the exported model and its answers until all is measured
+CACHE = "downstream"  # in a run's folder: the exported model and its answers until all are measured
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `lrpath eval --tasks`; a user's error is one message and exit status 2."""
+    """Run `lrpath eval --tasks`; report a user's error in one message with exit status 2."""
     quiet()
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("source", type=Path)
@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace) -> None:
     """Measure every model on every missing benchmark; print one line for each result."""
     import torch
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)  # the harness's own talk stays in its log
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)  # the harness's own messages stay in its log
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

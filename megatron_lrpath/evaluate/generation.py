@@ -15,8 +15,8 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings: `temperature` 0 takes the most likely token, else tokens are drawn with `seed`;
-    `max_tokens` at most.
+    """Sampling settings: `temperature` 0 selects the most likely token, otherwise tokens are drawn with
+    `seed`; `max_tokens` is the maximum.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""Benchmark data in local folders: the files of the data sets' own repositories, read without a network."""
+"""Read benchmark data from local folders, as in the data sets' own repositories, without a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unittest import mock
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.reading import parse_json, read_json, why
 
-LARGEST = 2**30  # bytes of a file of a benchmark
+LARGEST = 2**30  # bytes of a benchmark's file at most
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
 Rows = list[dict[str, Any]]
 
@@ -126,7 +126,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def benchmark(path: Path) -> Any:
-    """Read the JSON value in a file of a benchmark's authors; raises UserError."""
+    """Read the JSON value in a file of a benchmark's authors; raise UserError."""
     try:
         return read_json(path, LARGEST)
     except (OSError, ValueError) as error:

@@ -1,5 +1,5 @@
-"""Perplexities of a plan's checkpoints, in one process group: the mean token loss over the whole validation
-set.
+"""Compute perplexities of a plan's checkpoints in one process group: the mean token loss over the whole
+validation set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from megatron_lrpath.training.guards.peers import Ranks, own_store
 from megatron_lrpath.training.pretrain import set_single_process_environment
 from megatron_lrpath.training.session import Session
 
-# Micro-batches of a call of the pipeline schedule.
+# Number of micro-batches in a call of the pipeline schedule.
 CHUNK = 64
 
 
@@ -100,7 +100,7 @@ def evaluate_targets(
     set_single_process_environment(is_run=True)
     seams.apply(session)
     argv = ["--plan", str(plan.path), "--paradigm", targets[0].run.paradigm, "--run", targets[0].run.name]
-    argv += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
+    argv += ["--tensorboard-dir", "", *extra]  # an evaluation does not write to the training's records
     args = setup.arguments(session, argv)
     model, sets = build(session, plan, args)
     for target in targets:
@@ -211,8 +211,8 @@ def mean_loss(
     Args:
         model: Megatron's list of model chunks.
         dataset: the validation set.
-        samples: positions in it.
-        forward_step: for the batches of this set.
+        samples: their positions in it.
+        forward_step: the forward step for the batches of this set.
     """
     args = get_args()
     size = args.micro_batch_size
@@ -257,7 +257,7 @@ def evaluate_model(model: list[Any], dataset: Any, packed: bool = False) -> dict
     """
     for chunk in model:
         chunk.eval()
-    # The checks of a training step (rerun on NaN) have no step to belong to here.
+    # The checks of a training step (rerun on NaN) do not apply to an evaluation.
     get_rerun_state_machine().set_mode(RerunMode.DISABLED)
     by_domain: dict[str, list[int]] = {domain: [] for domain in dataset.domains}
     for sample in range(len(dataset)):

@@ -17,8 +17,8 @@ from megatron_lrpath.training.machine import DEVICES, activate, choose_device
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate; Megatron's arguments can follow the own options. A user's error is one message and exit
-    status 2.
+    """Evaluate checkpoints; Megatron's arguments can follow this program's. Report a user's error in one
+    message with exit status 2.
     """
     for category in (DeprecationWarning, FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)

@@ -1,4 +1,4 @@
-"""An experiment file: its plans, checked like plan files, and the trainings that they share."""
+"""Load an experiment file: its plans, checked like plan files, and the trainings that they share."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ KEYS = (
     Key("output", TEXT, None, "folder of all variations; default: `runs/NAME`"),
 )
 MOST = 500
-"""Variations times seeds that an experiment may have."""
+"""Maximum number of variations times seeds in an experiment."""
 
 
 def is_experiment(path: Path) -> bool:
@@ -144,7 +144,7 @@ def is_experiment(path: Path) -> bool:
 def load_experiment(path: Path) -> Experiment:
     """Read and check an experiment file and all its plans.
 
-    Raises PlanError: the problem in the experiment file, or the variation and the problem in its plan.
+    Raise PlanError: the problem in the experiment file, or the variation and the problem in its plan.
     """
     source = read_source(path)
     top = read_section(source.root, KEYS)
@@ -168,7 +168,7 @@ def load_experiment(path: Path) -> Experiment:
 def load_together(paths: Sequence[Path]) -> list[Experiment]:
     """Read several experiment files whose plans share trainings: one main path serves the branches of all.
 
-    Raises PlanError as `load_experiment`.
+    Raise PlanError as `load_experiment`.
     """
     experiments = [load_experiment(path) for path in paths]
     points = iter(_sharing_main_paths([point for one in experiments for point in one.points]))
@@ -247,7 +247,7 @@ def _point(
 def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return the points, with main paths that serve each other's branches if they are the same training."""
     keys = [training_key(point.plan, point.plan.main) for point in points]
-    left: dict[str, set[int]] = {}  # by main path, the steps at which some plan's branches leave it
+    left: dict[str, set[int]] = {}  # by main path, the steps at which branches of any plan leave it
     for point, key in zip(points, keys, strict=True):
         left.setdefault(key, set()).update(point.plan.main.keep_steps)
     made = []

@@ -62,7 +62,7 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
     alias (a relative link, created by `runs.tasks.link_aliases`). Every task's `command` is that of its
     own point's plan, `plan_path`. Plans must have been written (`write_plans`) before a task starts.
 
-    Raises UserError if the experiment has none of the paradigms (none given: all that it has).
+    Raise UserError if the experiment has none of the paradigms (none given: all that it has).
     """
     if paradigms and not set(paradigms) & set(experiment.paradigms):
         raise UserError(
@@ -82,7 +82,7 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
             owners: dict[str, str] = {}
             for task in point_tasks(experiment, point, chosen):
                 same = training_key(point.plan, task.run)
-                if same in tasks:  # an alias of the training that exists already
+                if same in tasks:  # an alias of the existing training
                     first = tasks[same]
                     tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
                 else:
@@ -93,7 +93,7 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
 
 
 def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | None) -> set[str]:
-    """Return the keys of the experiment's trainings, or of all runs called `run`. Raises UserError if there
+    """Return the keys of the experiment's trainings, or of all runs called `run`. Raise UserError if there
     are none.
     """
     tasks = experiment_tasks(experiment, paradigms)
@@ -175,7 +175,7 @@ def experiment_submission(
     """Return the submission of an experiment; its plans must have been written (`write_plans`) before a job
     starts.
 
-    Raises UserError for anything that could not work on the cluster, and for folders that the settings
+    Raise UserError for anything that could not work on the cluster, and for folders that the settings
     would move, because the report reads the results from the folders in the experiment file.
     """
     for name, key in (("data", "set: {data.slices: …, data.valid: …}"), ("output", "output: …")):

@@ -1,4 +1,4 @@
-"""Trials as experiments: plans, slices and main paths for short branches off one checkpoint of a main path."""
+"""Represent trials as experiments: plans, slices and main paths for short branches off one checkpoint."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from megatron_lrpath.trials.record import AUDITION, PROBE, VERSION, Candidate, T
 from megatron_lrpath.wording import listing
 
 SHARE = 0.1
-"""Steps of a trial's branches, as a share of the last version's, by default."""
+"""Default steps of a trial's branches, as a share of the last version's."""
 FEWEST_STEPS = 20
-DROPPED = ("also_branch_at", "branch_mix", "sft", "prompts")  # of a plan, that its trials do without
+DROPPED = ("also_branch_at", "branch_mix", "sft", "prompts")  # keys of a plan that its trials do not have
 BASE, FILE = "base.yaml", "experiment.yaml"
 
 
 def make_probe(
     plan: Plan, ratios: Sequence[float], begin: int | None, steps: int | None, repeats: int, decay: float
 ) -> Trial:
-    """A trial of the rate: the next version's own, which comes first, and it times each of `ratios`.
+    """Return a trial of the rate: the next version's own rate, which comes first, times each of `ratios`.
 
     Args:
         plan: its main path must have a checkpoint at the end of a version that is not the last one.
-        ratios: of the tried rates.
+        ratios: the ratios of the tried rates to the version's own.
         begin: the step of that checkpoint; None: the newest.
-        steps: of each branch; None: `SHARE` of the version's.
-        repeats: how often each rate is tried, on other documents.
+        steps: the steps of each branch; None: `SHARE` of the version's.
+        repeats: the number of trainings with each rate, on different documents.
         decay: the share of the steps that decay at the end.
 
     Raises:
@@ -97,15 +97,15 @@ def make_audition(
     steps: int | None,
     repeats: int,
 ) -> Trial:
-    """A trial of data: every slice with every share of replay, the first of each first; all steps decay.
+    """Return a trial of data: every slice with every share of replay, the first ones first; all steps decay.
 
     Args:
         plan: its main path must have a checkpoint.
-        slices: names of slices in the plan's folder, which the main path has not read.
-        replays: shares that are drawn again from the versions so far; 0: none.
+        slices: the names of slices in the plan's folder, which the main path has not read.
+        replays: the shares that are drawn again from the versions so far; 0: none.
         begin: the step of the checkpoint; None: the newest.
-        steps: of each branch; None: `SHARE` of the last version's.
-        repeats: how often each candidate is tried, on other documents.
+        steps: the steps of each branch; None: `SHARE` of the last version's.
+        repeats: the number of trainings with each candidate, on different documents.
 
     Raises:
         UserError: there is no such checkpoint, or a slice was read before it.
@@ -139,24 +139,24 @@ def make_audition(
 
 
 def kept(plan: Plan) -> list[int]:
-    """The steps of the main path's complete checkpoints, ascending, up to the plan's last version."""
+    """Return the steps of the main path's complete checkpoints, ascending: after its warm-up, in the plan."""
     steps = complete_steps(RunFolder(plan.folder(plan.main)).checkpoints)
     return [step for step in steps if plan.schedule.warmup < step <= plan.timeline.ends[-1]]
 
 
 def default_steps(version: Version) -> int:
-    """The steps of a branch where the user gives none."""
+    """Return the default number of steps of a branch."""
     return min(version.steps, max(FEWEST_STEPS, round(SHARE * version.steps)))
 
 
 def read_versions(plan: Plan, step: int) -> list[Version]:
-    """The versions that the main path has begun before `step` is reached."""
+    """Return the versions that the main path begins before `step`."""
     pairs = zip(plan.versions, plan.timeline.begins, strict=True)
     return [version for version, begin in pairs if begin < step]
 
 
 def named(trial: Trial, plan: Plan) -> Trial:
-    """Return the trial with a descriptive name, which differs for other settings, data or checkpoints."""
+    """Return the trial with a descriptive name, which depends on settings, data and checkpoint."""
     root = RunFolder(plan.folder(plan.main)).checkpoints
     slices = {one.slice: open_candidate(plan, one.slice).fingerprint for one in trial.candidates}
     digest = json_digest([repr(trial), slices, present_fingerprint(root, trial.begin)])
@@ -164,13 +164,13 @@ def named(trial: Trial, plan: Plan) -> Trial:
 
 
 def open_candidate(plan: Plan, name: str) -> Slice:
-    """A candidate's slice. UserError where there is none."""
+    """Return a candidate's slice. Raise UserError if it is missing."""
     return Slice.load(slice_path(plan.data.slices, name))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a trial writes: the folders of slices with their files, the plans' base and the experiment file."""
+    """The files of a trial: slices and links to slices, the plans' base, and the experiment file."""
 
     files: dict[Path, bytes]
     links: dict[Path, Path]
@@ -179,7 +179,7 @@ class Prepared:
 
 
 def prepare(plan: Plan, trial: Trial) -> Prepared:
-    """Work out a trial's files; nothing is written.
+    """Return a trial's files without writing them.
 
     Raises:
         UserError: a slice has too little text for its repeats, or a plan cannot have such a version.
@@ -214,7 +214,7 @@ def write(plan: Plan, trial: Trial, prepared: Prepared) -> Experiment:
     """Write a trial's files, begin its main paths, and return it as an experiment; a repeated call changes nothing.
 
     Raises:
-        UserError: the folder holds another trial.
+        UserError: the folder contains a different trial.
     """
     folder = trial.folder(plan)
     if (there := read_trial(folder)) is not None and there != trial:
@@ -244,9 +244,9 @@ def slices_folder(folder: Path, candidate: Candidate, repeat: int) -> Path:
 
 
 def slice_part(one: Slice, repeat: int, repeats: int) -> Slice:
-    """The part of a slice's documents that repeat `repeat` (from 1 on) reads.
+    """Return the part of a slice's documents that repeat `repeat` (from 1 on) reads.
 
-    A document's number in its dataset decides, so that a document of several slices is in the same part of all.
+    A document's number in its dataset determines its part, so the part is the same in all slices.
     """
     sources = []
     for source in one.sources:
@@ -262,7 +262,7 @@ def slice_part(one: Slice, repeat: int, repeats: int) -> Slice:
 
 
 def mixed(numbers: Documents) -> np.ndarray:
-    """Numbers (uint64) that follow no pattern of `numbers`: the finalizer of SplitMix64."""
+    """Return numbers (uint64) without any pattern of `numbers`: the finalizer of SplitMix64."""
     words = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -270,7 +270,7 @@ def mixed(numbers: Documents) -> np.ndarray:
 
 
 def require_part(plan: Plan, trial: Trial, candidate: Candidate, part: Slice) -> None:
-    """Refuse a slice that has too little text for the repeats. UserError with what to do."""
+    """Raise UserError with the remedy if a slice has too little text for the repeats."""
     version = Version(VERSION, trial.steps, replay=replay_of(candidate))
     samples = version.new_samples(trial.steps * step_samples(plan, trial))
     try:
@@ -294,7 +294,7 @@ def replay_of(candidate: Candidate) -> Replay | None:
 
 
 def base_mapping(plan: Plan, trial: Trial) -> dict[str, Any]:
-    """The plan up to the checkpoint, as the mapping of a plan file; its points add the version that they try.
+    """Return the plan up to the checkpoint as the mapping of a plan file; points add the tried version.
 
     The version that contains the checkpoint ends there, with a branch of one step, which is not trained.
     """
@@ -314,7 +314,7 @@ def base_mapping(plan: Plan, trial: Trial) -> dict[str, Any]:
 
 
 def point_mapping(plan: Plan, trial: Trial, candidate: Candidate, repeat: int) -> dict[str, Any]:
-    """One branch as a point of the experiment: its version, its slices, and what it is measured on."""
+    """Return one branch as a point of the experiment: its version, its slices, and its validation sets."""
     version: dict[str, Any] = {"name": VERSION, "steps": trial.steps, "alpha": trial.decay / trial.steps}
     if trial.kind == PROBE:
         place = plan.timeline.begins.index(trial.begin)
@@ -339,7 +339,7 @@ def point_mapping(plan: Plan, trial: Trial, candidate: Candidate, repeat: int) -
 
 
 def validation_of(plan: Plan, trial: Trial) -> list[str]:
-    """The plan's validation slices, and those of the candidates that there are (`valid-NAME`)."""
+    """Return the plan's validation slices, and the existing ones of the candidates (`valid-NAME`)."""
     paths = [plan.data.valid, *plan.data.more_valid]
     known = {Path(path).name.removesuffix(ENDING) for path in paths}
     for candidate in trial.candidates:
@@ -351,14 +351,14 @@ def validation_of(plan: Plan, trial: Trial) -> list[str]:
 
 
 def unmeasured(plan: Plan, trial: Trial) -> list[str]:
-    """The candidates' slices that no validation set of their own measures."""
+    """Return the candidates' slices without a validation set of their own."""
     sets = {Path(path).name.removesuffix(ENDING) for path in validation_of(plan, trial)}
     names = dict.fromkeys(candidate.slice for candidate in trial.candidates)
     return [name for name in names if valid_name(name) not in sets]
 
 
 def check_point(folder: Path, base: dict[str, Any], point: dict[str, Any]) -> None:
-    """Refuse a trial whose plan cannot be. UserError that names the branch."""
+    """Raise UserError with the branch's name if its plan is invalid."""
     mapping = copy.deepcopy(base) | {"versions": point["versions"]}
     try:
         plan_from(parse_source(folder / BASE, plan_text(mapping)))

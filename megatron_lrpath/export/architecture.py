@@ -1,4 +1,4 @@
-"""The architecture of a LLaMA-like model, read from Megatron's arguments and written as such."""
+"""The architecture of a LLaMA-like model: read it from Megatron's arguments, and convert it to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = {
     MISTRAL: "MistralForCausalLM",
 }
 
-# Megatron arguments and the only values under which a model is one of them.
+# Megatron arguments and the only values that a model of `CLASSES` can have.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "swiglu": (True,),
     "normalization": ("RMSNorm",),
@@ -23,7 +23,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "rotary_percent": (1.0,),
     "softmax_type": (None, "vanilla"),
 }
-# Arguments that make another model whenever they are set.
+# Arguments that make a model unsupported if they are set.
 _FOREIGN = (
     "num_experts", "multi_latent_attention", "rotary_interleaved", "rotary_seq_len_interpolation_factor",
     "qk_l2_norm", "apply_layernorm_1p", "layernorm_zero_centered_gamma", "window_size",
@@ -33,7 +33,7 @@ _FOREIGN = (
     "experimental_attention_variant",
 )  # fmt: skip
 
-LARGEST = 2**24  # of a size
+LARGEST = 2**24  # maximum of a size
 MOST_LAYERS = 4096
 # The arguments of a checkpoint that describe the model, by type.
 _STORED_SIZES = (
@@ -76,12 +76,12 @@ class Architecture:
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether queries, keys and values have biases."""
+        """Return whether queries, keys and values have biases."""
         return self.linear_bias or self.kind == QWEN2
 
     @property
     def qk_norm(self) -> bool:
-        """Whether each head's queries and keys are normalized."""
+        """Return whether each head's queries and keys are normalized."""
         return self.kind == QWEN3
 
 
@@ -175,7 +175,7 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
 
 
 def _check_arguments(args: Any) -> None:
-    """Refuse invalid arguments in a checkpoint from an untrusted source; raises UserError."""
+    """Refuse invalid arguments in a checkpoint from an untrusted source; raise UserError."""
     grouped, stretched = (
         getattr(args, "group_query_attention", None),
         getattr(args, "use_rope_scaling", False),

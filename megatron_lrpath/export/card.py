@@ -1,4 +1,4 @@
-"""The model card: the origin of an exported model, from its plan, lineage, data and evaluation."""
+"""Write the model card: the origin of an exported model, from its plan, lineage, data and evaluation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from megatron_lrpath.wording import listing
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of an exported model: run and plan where it has them, its records, its data.
+    """The known facts of an exported model: run and plan if it has them, its records, its data.
 
-    `checkpoint` is the fingerprint of the checkpoint that it is made from.
+    `checkpoint` is the fingerprint of the exported checkpoint.
     """
 
     step: int
@@ -46,7 +46,7 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     names = [version.name for version in plan.versions[: run.version_index]]
     try:
         tokens = {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
-    except UserError:  # the slices are gone
+    except UserError:  # the slices are missing
         tokens = {}
     checkpoint = present_fingerprint(RunFolder(folder).checkpoints, step)
     return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens, checkpoint)
@@ -55,7 +55,7 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
 def model_card(
     name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str], *, how: str
 ) -> str:
-    """The content of `README.md`; without a run, `name` is the title. `how` is the part on usage, empty for none."""
+    """Return the content of `README.md`; `name`: the title without a run; `how`: the usage part or empty."""
     plan, run = origin.plan, origin.run
     title = f"{plan.name} {run.name}" if plan and run else name
     parts = [front_matter(origin), f"# {title}\n", how, architecture_table(model, dtype)]
@@ -70,7 +70,7 @@ def model_card(
 
 
 def front_matter(origin: Origin) -> str:
-    """What hubs read: the library, the task, and the plan's licence if it names one."""
+    """Return the header for hubs: the library, the task, and the plan's license if it names one."""
     lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [megatron-lrpath]"]
     if origin.plan is not None and origin.plan.license:
         lines.append(f"license: {json.dumps(origin.plan.license, ensure_ascii=False)}")
@@ -96,18 +96,18 @@ asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_t
 
 
 def usage(chats: bool) -> str:
-    """Return how to use the model: a conversation if it has a chat template, else a text to continue."""
+    """Return the usage: a conversation if the model has a chat template, otherwise a text to continue."""
     return USAGE.replace("{ask}", ASK_CHAT if chats else ASK_TEXT)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(str(cell) for cell in row) + " |\n" for row in lines)
 
 
 def architecture_table(model: Architecture, dtype: str) -> str:
-    """Class and sizes."""
+    """Return a table of the model's class and sizes."""
     rows = [
         ("class", CLASSES[model.kind]),
         ("layers, hidden, FFN", f"{model.layers}, {model.hidden:,}, {model.ffn:,}"),
@@ -120,12 +120,12 @@ def architecture_table(model: Architecture, dtype: str) -> str:
 
 
 def rates(schedule: Schedule, peak: float | None = None) -> str:
-    """A schedule in a few words; `peak` is where its decay begins, where that is not max_lr."""
+    """Return a schedule as text; `peak`: the rate at which its decay begins, if that is not max_lr."""
     return f"{schedule.style}, {peak or schedule.max_lr:.6g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
 
 
 def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
-    """The fine-tuning: data, schedule and steps; the table of the version's own training follows it."""
+    """Return the fine-tuning's data, schedule and steps, followed by the table of the version's training."""
     sft = plan.sft
     assert sft is not None
     assert run.parent is not None
@@ -151,7 +151,7 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
 
 
 def trained_on(plan: Plan, run: Run, step: int) -> str:
-    """The tokens from the first step of all to `step`, and whose they are."""
+    """Return the number of tokens up to `step`, with the tokens of the parent and of an adopted model."""
     begin = plan.timeline.begins[0]
     text = f"{plan.tokens(begin, step):,}"
     if run.parent:
@@ -167,7 +167,7 @@ def trained_on(plan: Plan, run: Run, step: int) -> str:
 
 
 def training(plan: Plan, run: Run, origin: Origin) -> str:
-    """Plan, version, paradigm, schedule and steps."""
+    """Return a table of plan, version, paradigm, schedule and steps; for a fine-tuning, see `fine_tuning`."""
     if run.is_sft:
         return fine_tuning(plan, run, origin)
     version = plan.versions[run.version_index - 1]
@@ -200,7 +200,7 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
 
 
 def data_table(origin: Origin) -> str:
-    """Tokens by version and domain of what the run and its ancestors could read."""
+    """Return a table of tokens by version and domain that the run and its ancestors could read."""
     if not origin.tokens_by_domain:
         return ""
     domains = list(dict.fromkeys(name for counts in origin.tokens_by_domain.values() for name in counts))
@@ -213,7 +213,7 @@ def data_table(origin: Origin) -> str:
 
 
 def evaluation(origin: Origin) -> str:
-    """Perplexities on the fixed validation set."""
+    """Return a table of perplexities on the fixed validation sets; empty without an evaluation."""
     if origin.evaluation is None:
         return ""
     rows = score_rows("all", origin.evaluation)
@@ -223,13 +223,13 @@ def evaluation(origin: Origin) -> str:
 
 
 def score_rows(whole: str, found: dict[str, Any], before: str = "") -> list[tuple[str, str, str]]:
-    """A row for a whole set, and one for each of its domains."""
+    """Return a row for a whole set, and one for each of its domains."""
     scores = {whole: found} | {f"{before}{domain}": one for domain, one in found.get("domains", {}).items()}
     return [(name, f"{one['perplexity']:.4f}", f"{one['tokens']:,}") for name, one in scores.items()]
 
 
 def provenance(origin: Origin) -> str:
-    """Packages, commit and fingerprints, as recorded when the run was started."""
+    """Return a table of packages, commit and fingerprints, as recorded at the run's last start."""
     if not origin.lineage or not origin.lineage.get("starts"):
         return ""
     last = origin.lineage["starts"][-1]

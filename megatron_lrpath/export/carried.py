@@ -10,9 +10,9 @@ from typing import Any
 from megatron_lrpath.checkpoints.reader import CARRIED
 from megatron_lrpath.errors import UserError
 
-LARGEST = 2**20  # bytes as JSON, which every checkpoint holds once more
+LARGEST = 2**20  # bytes as JSON, which every checkpoint stores in addition
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What an export writes itself, or what is of no use in another folder.
+# Settings that an export writes itself, or that are useless in another folder.
 _OWN = frozenset((
     "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range",
@@ -86,7 +86,7 @@ class Carried:
         ]
 
     def tokens(self, of_tokenizer: Mapping[str, int]) -> dict[str, Any]:
-        """The special tokens of the configuration; missing ones are taken from the tokenizer."""
+        """Return the special tokens of the configuration; missing ones are taken from the tokenizer."""
         return {**of_tokenizer, **_named(self.config)}
 
     def generation_config(self, of_tokenizer: Mapping[str, int], stop: int | None) -> dict[str, Any]:

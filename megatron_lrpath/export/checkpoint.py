@@ -1,4 +1,4 @@
-"""Megatron's `torch_dist` checkpoints read and written tensor by tensor, in one process and without a model."""
+"""Read and write Megatron's `torch_dist` checkpoints tensor by tensor, in one process and without a model."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from megatron_lrpath.files import atomic_write_json
 # The model's own tensors; optimizer and random state are not read.
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")
 LAYERS = "decoder.layers."
-# What of a checkpoint an export or a merge reads.
+# Parts of a checkpoint that an export or a merge reads.
 READ = (*MODEL_PREFIXES, COMMON)
-# Megatron pads these to a round number of rows.
+# Tensors that Megatron pads to a round number of rows.
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -65,13 +65,13 @@ class CheckpointReader:
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
     def verify(self, fingerprint: bool) -> None:
-        """Compare all that is read of the model with the manifest, before anything is written.
+        """Compare everything that is read of the model with the manifest, before anything is written.
 
         Args:
-            fingerprint: what the checkpoint's fingerprint is made of is read, too.
+            fingerprint: also verify what the checkpoint's fingerprint reads.
 
         Raises:
-            UserError: what is damaged.
+            UserError: an item is damaged; the message lists the items.
         """
         places = self.metadata.storage_data or {}
         self.reader.verify_items({index: one for index, one in places.items() if index.fqn.startswith(READ)})
@@ -85,14 +85,14 @@ class CheckpointReader:
 
     @cached_property
     def args(self) -> Any:
-        """The Megatron arguments that the checkpoint was saved under."""
+        """The Megatron arguments at the time of the save."""
         try:
             return load_common(self.folder, self.reader)["args"]
         except KeyError:
             raise UserError(f"{self.folder}: the checkpoint does not name its model.") from None
 
     def model_keys(self) -> set[str]:
-        """The names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""
+        """Return the names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""
         names = (
             name
             for name, entry in self.entries.items()
@@ -101,11 +101,11 @@ class CheckpointReader:
         return {re.sub(rf"^{re.escape(LAYERS)}\d+\.", LAYERS, name) for name in names}
 
     def dtype(self, key: str) -> torch.dtype:
-        """The type in which a tensor is stored."""
+        """Return the type in which a tensor is stored."""
         return self.find(key, 0)[1].properties.dtype
 
     def find(self, key: str, layer: int | None) -> tuple[str, TensorStorageMetadata]:
-        """A tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
+        """Return a tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
         numbered = f"{LAYERS}{layer}.{key.removeprefix(LAYERS)}" if key.startswith(LAYERS) else key
         for name in (key, numbered):
             entry = self.entries.get(name)
@@ -114,10 +114,10 @@ class CheckpointReader:
         raise UserError(f"{self.folder}: the checkpoint has no tensor {key}; it is of another model.")
 
     def read(self, key: str, layer: int | None, shape: Sequence[int]) -> Tensor:
-        """A tensor, of one layer where `layer` is given; of the first dimension the first `shape[0]` rows.
+        """Return a tensor, of one layer if `layer` is given, with the first `shape[0]` rows.
 
         Raises:
-            UserError: the tensor is missing, smaller or of another shape, or its file is damaged.
+            UserError: the tensor is missing or smaller, has a different shape, or its file is damaged.
         """
         name, entry = self.find(key, layer)
         stacked = layer is not None and name == key
@@ -135,16 +135,16 @@ class CheckpointReader:
         return self._stretch(name, entry, ChunkStorageMetadata(offsets, wanted)).view(tuple(shape))
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor by its name in the checkpoint; raises as `read`."""
+        """Return a whole tensor by its name in the checkpoint. Raise as `read`."""
         entry = self.entries[name]
         return self._stretch(name, entry, ChunkStorageMetadata(torch.Size([0] * len(entry.size)), entry.size))
 
     def raw(self, name: str) -> bytes:
-        """The bytes of an entry that is no tensor, as they are; raises as `object_bytes`."""
+        """Return the unchanged bytes of an entry that is not a tensor. Raise as `object_bytes`."""
         return object_bytes(self.reader, name)
 
     def _stretch(self, name: str, entry: TensorStorageMetadata, stretch: ChunkStorageMetadata) -> Tensor:
-        """A stretch of a tensor, put together from the pieces that were saved."""
+        """Return a part of a tensor, combined from the pieces that were saved."""
         items = create_read_items_for_chunk_list(name, entry, [stretch])
         if sum(math.prod(item.lengths) for item in items) != math.prod(stretch.sizes):
             raise UserError(
@@ -168,20 +168,20 @@ class CheckpointReader:
 
 
 class _Into:
-    """The part of a load planner that a storage reader calls: where each piece of a tensor goes."""
+    """The part of a load planner that a storage reader calls: the destination of each piece of a tensor."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
 
     def resolve_tensor(self, item: ReadItem) -> Tensor:
-        """The part of the target that the piece fills."""
+        """Return the part of the target that the piece fills."""
         part = self.target
         for dimension, (start, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
             part = part.narrow(dimension, start, length)
         return part
 
     def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
-        """Nothing is left to do: the part is a view."""
+        """Do nothing: the part is a view of the target."""
 
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -189,11 +189,11 @@ BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """A tensor to write, whole or the share of one layer in a tensor of all layers.
+    """A tensor to write: a whole one, or one layer's share in a tensor of all layers.
 
     Attributes:
         key: its name in the checkpoint.
-        shape: of what is written, without the layers' axis.
+        shape: the shape of what is written, without the layers' axis.
         dtype: its type.
         layer, layers: its place on the layers' axis (None outside of the layers) and the axis's length.
     """
@@ -205,7 +205,7 @@ class CheckpointTensor:
     layers: int
 
     def write_item(self) -> WriteItem:
-        """The plan's entry for it."""
+        """Return the tensor's entry in a save plan."""
         stacked = self.layer is not None
         offsets = torch.Size(((self.layer or 0,) if stacked else ()) + (0,) * len(self.shape))
         sizes = torch.Size(((1,) if stacked else ()) + self.shape)
@@ -228,13 +228,13 @@ class StreamingPlanner(DefaultSavePlanner):
         self.value = value
 
     def create_local_plan(self) -> SavePlan:
-        """Entries of the tensors, and of what the state dict itself holds."""
+        """Return the plan: entries of the tensors, and of the state dict's own content."""
         plan = super().create_local_plan()
         self.plan = SavePlan([*(tensor.write_item() for tensor in self.tensors.values()), *plan.items])
         return self.plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """A tensor, made now; or an object of the state dict."""
+        """Return a tensor, computed now; or an object of the state dict."""
         announced = self.tensors.get(write_item.index)
         if announced is None:
             return super().resolve_data(write_item)
@@ -253,21 +253,21 @@ def write_checkpoint(
     """Write a checkpoint that Megatron loads at any parallel layout.
 
     Args:
-        folder: of the one step; made if missing.
+        folder: the folder of one step; created if missing.
         tensors: every tensor.
-        value: makes a tensor's values; called once for each.
+        value: returns a tensor's values; called once for each.
         common: the content of the checkpoint without its tensors: arguments, iteration.
-        objects: names of the modules' empty extra states, which Megatron looks for.
+        objects: names of the modules' empty extra states, which Megatron expects.
     """
     state: dict[str, Any] = {name: [None] for name in objects} | {COMMON: [common]}
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that no process group is in use
+        warnings.simplefilter("ignore")  # torch warns that no process group is in use
         save(
             state,
             storage_writer=FileSystemWriter(folder, single_file_per_rank=True, thread_count=1),
             planner=StreamingPlanner(tensors, value),
             no_dist=True,
         )
-    # Last, as Megatron does: it shows that the rest is whole.
+    # Last, as in Megatron: its presence shows that the rest is complete.
     atomic_write_json(folder / BACKEND_FILE, BACKEND)

@@ -1,4 +1,4 @@
-"""A model's `config.json`: written for an architecture, and parsed into one."""
+"""Convert a model's `config.json` from and to an architecture."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from megatron_lrpath.export.architecture import (
     is_size,
 )
 
-# LLaMA 3's stretching of RoPE as Megatron computes it; only the factor is an argument there.
+# LLaMA 3's scaling of RoPE as Megatron computes it; only the factor is an argument there.
 ROPE_STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 MOST = {"num_hidden_layers": MOST_LAYERS}
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-# What transformers takes for a setting that is not there, where the classes differ.
+# The defaults of transformers for missing settings, if the classes differ.
 _DEFAULTS: dict[str, dict[str, int]] = {
     LLAMA: {"max_position_embeddings": 2048},
     QWEN2: {"max_position_embeddings": 32768, "num_key_value_heads": 32},
@@ -39,7 +39,7 @@ def to_config(model: Architecture, dtype: str, tokens: Mapping[str, Any]) -> dic
 
     Args:
         model: the architecture.
-        dtype: of the weights: float32, bfloat16 or float16.
+        dtype: the type of the weights: float32, bfloat16 or float16.
         tokens: `bos_token_id`, `eos_token_id` and `pad_token_id`, if they exist.
     """
     config: dict[str, Any] = {
@@ -55,7 +55,7 @@ def to_config(model: Architecture, dtype: str, tokens: Mapping[str, Any]) -> dic
         "max_position_embeddings": model.max_positions,
         "initializer_range": model.init_std,
         "rms_norm_eps": model.norm_epsilon,
-        # Both spellings: transformers 4 reads rope_theta and rope_scaling, 5 takes them over.
+        # Both spellings: transformers 4 reads rope_theta and rope_scaling, 5 converts them.
         "rope_theta": model.rope_theta,
         "rope_scaling": None
         if model.rope_factor is None
@@ -156,7 +156,7 @@ def _odd_heads(config: Mapping[str, Any], groups: int) -> list[str]:
 
 
 def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a finite number of a `config.json`; raises UserError."""
+    """Return a finite number of a `config.json`; raise UserError."""
     value = settings.get(name)
     if value is None:
         return default
@@ -166,7 +166,7 @@ def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _positive(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a positive number of a `config.json`; raises UserError."""
+    """Return a positive number of a `config.json`; raise UserError."""
     value = _number(settings, name, default)
     if value <= 0:
         raise UserError(f"config.json: {name} must be a number above 0.")
@@ -174,7 +174,7 @@ def _positive(settings: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return an object of a `config.json`, {} if it is missing; raises UserError."""
+    """Return an object of a `config.json`, {} if it is missing; raise UserError."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise UserError(f"config.json: {name} must be an object.")

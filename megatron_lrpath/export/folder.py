@@ -1,6 +1,6 @@
-"""One checkpoint to one Hugging Face folder, which appears only when it is whole; with its chat template.
+"""Export a checkpoint, with its chat template, to a Hugging Face folder, which appears when complete.
 
-`fresh_export` makes it only if it is missing or the checkpoint has changed.
+`fresh_export` exports only if the folder is missing or the checkpoint has changed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import model_fingerprint
 from megatron_lrpath.tokenizers.files import find_tokenizer, write_tokenizer
 
-RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
-STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
+RECORD = "lrpath_export.json"  # in an exported folder: the checkpoint that it was made from
+STORED = "lrpath_chat"  # the argument of a fine-tuned checkpoint with its chat
 OWN_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What a fine-tuning stored: the Jinja template, new control tokens (ids), the token that ends an answer."""
+    """The stored chat of a fine-tuning: Jinja template, new control tokens (ids), end token of an answer."""
 
     template: str
     control_tokens: dict[str, int]
@@ -40,12 +40,12 @@ class Chat:
 
     @property
     def rows(self) -> int:
-        """Rows of the embeddings that the control tokens need; 0 where there are no new ones."""
+        """Rows of the embeddings that the control tokens need; 0 if there are no new ones."""
         return max(self.control_tokens.values(), default=-1) + 1
 
 
 def stored_chat(args: Any) -> Chat | None:
-    """What a fine-tuning has stored among a checkpoint's arguments; raises KeyError, TypeError, ValueError."""
+    """Return the chat stored in a checkpoint's arguments. Raise KeyError, TypeError or ValueError."""
     if not isinstance(stored := getattr(args, STORED, None), dict):
         return None
     tokens = {str(token): int(number) for token, number in dict(stored["control_tokens"]).items()}
@@ -54,12 +54,12 @@ def stored_chat(args: Any) -> Chat | None:
 
 
 def write_chat(chat: Chat, folder: Path) -> list[str]:
-    """Complete the tokenizer files in `folder`; notes for the user.
+    """Complete the tokenizer files in `folder`; return notes for the user.
 
-    Control tokens spelled out in a text are control tokens from here on, as chat templates need it.
+    From then on, control tokens that are spelled out in a text are control tokens, as chat templates need it.
 
     Raises:
-        UserError: the tokenizer gives the control tokens other ids than the training did.
+        UserError: the tokenizer gives the control tokens different ids than the training did.
     """
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -89,7 +89,7 @@ def write_chat(chat: Chat, folder: Path) -> list[str]:
 
 
 def add_control_tokens(chat: Chat, path: Path) -> None:
-    """Add the new control tokens to `tokenizer.json`, under the ids that they had in training."""
+    """Add the new control tokens to `tokenizer.json`. Raise UserError if their ids differ from training."""
     from tokenizers import AddedToken, Tokenizer
 
     if not chat.control_tokens:
@@ -106,18 +106,18 @@ def add_control_tokens(chat: Chat, path: Path) -> None:
     tokenizer.save(str(path))
 
 
-IMPORTED_VOCABULARY = "lrpath_vocab_size"  # among the arguments stored with imported weights
+IMPORTED_VOCABULARY = "lrpath_vocab_size"  # the argument stored with imported weights
 SHARD_BYTES = 4 * 1000**3
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user may choose about an export.
+    """The user's settings of an export.
 
     Attributes:
-        dtype: type of the weights, None as they are stored.
-        shard_bytes: the most bytes of one safetensors file.
-        tokenizer: another place of the tokenizer than the checkpoint's arguments name.
+        dtype: the type of the weights, None as they are stored.
+        shard_bytes: the maximum size of one safetensors file in bytes.
+        tokenizer: the path of the tokenizer if it differs from the checkpoint's arguments.
         vocab_size: rows of the embeddings to keep, None for the tokenizer's number of tokens.
         force: replace an earlier export.
     """
@@ -140,7 +140,7 @@ class Exported:
 
 
 def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
-    """Write the model of one `torch_dist` checkpoint as a Hugging Face folder.
+    """Write the model of one `torch_dist` checkpoint as a Hugging Face folder; return what was written.
 
     `checkpoint` is the folder of one step; the name of `target` is the model's name in the card, which
     contains the facts of `origin`.
@@ -155,7 +155,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         chat = stored_chat(args)
         place = wishes.tokenizer or args.tokenizer_model
         tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
-        # An imported model may have more rows than its tokenizer has tokens.
+        # An imported model can have more rows than its tokenizer has tokens.
         rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
         rows = max(rows, chat.rows if chat else 0)
         carried = Carried.of_arguments(args)
@@ -184,7 +184,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
 
 
 def refuse_target(target: Path, force: bool) -> None:
-    """Stop before anything is overwritten that is not an earlier export."""
+    """Raise UserError if `target` is not empty, unless it is an export and `force` is set."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "config.json").is_file():
@@ -217,7 +217,7 @@ def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "")
     Args:
         plan: the plan of the run.
         run: the run.
-        step: of the checkpoint.
+        step: the step of the checkpoint.
         target: the folder; an export of an older checkpoint is replaced.
         again: the command that replaces a folder without a record of its checkpoint; if empty, the folder is replaced.
 

@@ -52,7 +52,7 @@ class TensorMapping:
 
 
 def tensor_mappings(model: Architecture) -> Iterator[TensorMapping]:
-    """Return every tensor of the model, in the order of its computation."""
+    """Yield every tensor of the model, in the order of its computation."""
     table = (model.vocab_size, model.hidden)
     yield whole(EMBEDDING, None, table, "model.embed_tokens.weight")
     for layer in range(model.layers):
@@ -63,7 +63,7 @@ def tensor_mappings(model: Architecture) -> Iterator[TensorMapping]:
 
 
 def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
-    """Return the tensors of one layer."""
+    """Yield the tensors of one layer."""
     ours, theirs = "decoder.layers.", f"model.layers.{layer}."
     attention, mlp = f"{ours}self_attention.", f"{ours}mlp."
     hidden, context = model.hidden, model.heads * model.head_dim
@@ -145,7 +145,7 @@ class Cutter:
         mapping, piece = self.places[name]
         key = (mapping.key, mapping.layer)
         if self.held is None or self.held[0] != key:
-            self.held = None  # frees the last one before the next is read
+            self.held = None  # frees the last tensor before the next is read
             self.held = (key, self.reader.read(mapping.key, mapping.layer, mapping.shape))
         return piece.cut(self.held[1])
 

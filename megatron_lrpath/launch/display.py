@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from megatron_lrpath.errors import FULL
 from megatron_lrpath.wording import clock
 
-NARROW = 100  # columns, below which the bars are short, so that a run's numbers fit on its line
-PLAIN_SECONDS = 10.0  # between plain lines at the beginning; a hundredth of the time left later on
+NARROW = 100  # columns, below which the bars are shorter to leave space for a run's numbers
+PLAIN_SECONDS = 10.0  # between plain lines at first; later a hundredth of the remaining time
 PLAIN_SECONDS_MOST = 600.0
 
 
@@ -95,7 +95,7 @@ class LiveDisplay(PlainDisplay):
         self._console.print(escape(text), soft_wrap=True)
 
     def update(self, snapshot: PlanProgress) -> None:
-        """Redraw."""
+        """Redraw the bar of the plan and the lines of the runs."""
         whole = Table.grid(padding=(0, 1))
         left = f"{clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
         bar = ProgressBar(total=max(1, snapshot.total), completed=snapshot.done, width=30)

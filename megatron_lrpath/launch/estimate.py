@@ -1,4 +1,4 @@
-"""What the rest of a plan costs: steps, tokens, GPU hours and wall time, at the measured pace if there is one."""
+"""Estimate the cost of the rest of a plan: steps, tokens, GPU hours and wall time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from megatron_lrpath.runs.tasks import Task, build_tasks
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 USUAL_GPU = "H100"
-LEAST_SECONDS = 0.01  # of a step; below it starts of kernels and messages take the time, not products
+LEAST_SECONDS = 0.01  # of a step; shorter steps are dominated by kernel launches and messages
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step of so many tokens on that many processes; `basis`: where they are from, `unit`: of a process.
+    """Seconds of a step of `tokens` on so many processes; `basis`: their source; `unit`: of a process.
 
-    `measured` is false where they are computed for the recipe's layout.
+    `measured` is false if they are computed for the recipe's layout.
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Steps and tokens that are left, the tokens of the longest chain of runs, and the pace if there is any."""
+    """The remaining steps and tokens, the tokens of the longest chain of runs, and the pace if known."""
 
     steps: int
     tokens: int
@@ -46,18 +46,18 @@ class Estimate:
 
     @property
     def hours(self) -> float | None:
-        """Processes times hours."""
+        """Number of processes times hours."""
         if self.pace is None:
             return None
         return self.tokens / self.pace.tokens * self.pace.seconds * self.pace.processes / 3600
 
     @property
     def wall(self) -> float | None:
-        """Seconds until the end where every run that can run does."""
+        """Seconds until the end if all startable runs train concurrently."""
         return None if self.pace is None else self.chain / self.pace.tokens * self.pace.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`; `pace` is null where neither a measurement nor a layout gives one."""
+        """Return JSON-serializable data; `pace` is None if neither a measurement nor a layout gives one."""
         pace = self.pace and {
             "seconds_per_step": self.pace.seconds,
             "processes": self.pace.processes,
@@ -75,7 +75,7 @@ class Estimate:
 
 
 def cost_lines(left: Estimate, now: datetime) -> list[str]:
-    """What the rest takes: steps and tokens; hours, wall time and when it would be done; and at which pace."""
+    """Return lines on the remaining steps and tokens; hours, wall time and end; and the pace."""
     if not left.steps:
         return ["nothing is left to train"]
     lines = [f"{plural(left.steps, 'step')} left to train, {short_number(left.tokens)} tokens"]
@@ -89,19 +89,19 @@ def cost_lines(left: Estimate, now: datetime) -> list[str]:
 
 
 def estimate(plan: Plan, paradigms: Sequence[str]) -> Estimate:
-    """What of the plan's versions is left to train, as the run folders show; fine-tunings are not counted."""
+    """Return the remaining training of versions as the run folders show it; fine-tunings do not count."""
     return estimate_of(plan, build_tasks(plan, paradigms, fine_tunings=False))
 
 
 def estimate_of(plan: Plan, among: Sequence[Task]) -> Estimate:
-    """What of these trainings of versions (parents first) is left."""
+    """Return the remaining part of these trainings of versions (parents first)."""
     tasks = [task for task in among if not task.complete]
     done = {task.key: _done(task) for task in tasks}
     left = {task.key: task.tokens(done[task.key], task.run.last_step) for task in tasks}
     chains: dict[str, int] = {}
     for task in tasks:  # parents before children
         before = chains.get(task.parent or "", 0)
-        if task.parent in left:  # what the parent does after this run's start, this run does not wait for
+        if task.parent in left:  # this run does not wait for the parent's steps after its start
             last = _last(tasks, task.parent)
             before -= task.tokens(min(max(done[task.parent], task.parent_step), last), last)
         chains[task.key] = max(0, before) + left[task.key]
@@ -117,7 +117,7 @@ def pace(plan: Plan) -> Pace | None:
     for task in reversed(build_tasks(plan, PARADIGMS[::-1], fine_tunings=False)):
         if not RunFolder(task.folder).history.is_file():
             continue
-        from megatron_lrpath.runs.history import read_history  # start-up time: numpy, for `lrpath plan`
+        from megatron_lrpath.runs.history import read_history  # here: numpy slows `lrpath plan`
 
         history = read_history(task.folder)
         seconds = history.usual_seconds

@@ -38,7 +38,7 @@ class Advance:
 def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, float]:
     """Return for every task the steps to the end of the longest chain of runs that depend on it."""
     lengths: dict[str, float] = {}
-    for task in reversed(tasks):  # children come after their parents, so theirs are known and passed up
+    for task in reversed(tasks):  # children come after their parents, so their chains are known and passed up
         now = advances[task.key]
         own = 0.0 if now.done else max(0.0, task.run.last_step - now.step)
         lengths[task.key] = length = max(own, lengths.get(task.key, 0.0))

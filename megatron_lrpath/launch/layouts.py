@@ -1,4 +1,4 @@
-"""How each recipe is laid out on nodes of eight GPUs, with memory and time (`python -m` prints them)."""
+"""Lay out each recipe on nodes of eight GPUs, with memory and time (`python -m` prints them)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from megatron_lrpath.shipped import shipped_folder
 from megatron_lrpath.wording import plural
 
 GPUS_PER_NODE = 8
-MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
+MFU = 0.40  # assumed share of the peak; measure it in the first hundred steps
 PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
-VOCABULARY = 100_000  # the paper's models fit their names with it
-USUAL_GIGABYTES = 80  # of a GPU, where it is not given
+VOCABULARY = 100_000  # with it the paper's models have the sizes in their names
+USUAL_GIGABYTES = 80  # default memory of a GPU
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A parallel layout: nodes of eight GPUs, model-parallel sizes, micro batch in samples, and why so."""
+    """A parallel layout: nodes of eight GPUs, model-parallel sizes, micro batch in samples, the reason."""
 
     nodes: int
     micro_batch_size: int
@@ -39,15 +39,16 @@ class Layout:
 
     @property
     def model_parallel(self) -> int:
-        """GPUs that hold one copy of the model."""
+        """Number of GPUs with one copy of the model."""
         return self.tensor * self.pipeline * self.context
 
 
-# The only definition of the layouts. All of them shard the optimizer over the data-parallel ranks and overlap its
-# communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
-# The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
-# samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31
-# numbers, beyond which not every kernel can index. `python -m megatron_lrpath.launch.layouts` prints memory and time.
+# The only definition of the layouts. All of them shard the optimizer over the data-parallel ranks and
+# overlap its communication with the computation; tensor parallelism stays within a node and implies
+# sequence parallelism. The micro batch is the largest to try, `tensor` the smallest: `fitted` chooses by the
+# predicted GPU memory, for 512 samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch
+# (100,000 tokens of vocabulary) below 2**31 numbers, the limit of some kernels' indices.
+# `python -m megatron_lrpath.launch.layouts` prints memory and time.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),
@@ -77,19 +78,19 @@ class Allocation:
 
     @property
     def world_size(self) -> int:
-        """All processes."""
+        """Number of all processes."""
         return self.nodes * self.per_node
 
     @property
     def data_parallel(self) -> int:
-        """Copies of the model."""
+        """Number of copies of the model."""
         return self.world_size // self.layout.model_parallel
 
 
 def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
-    """The recipe's layout with what the plan and then the command line (`extra`) say of the sizes on top.
+    """Return the recipe's layout with the sizes of the plan and then of the command line (`extra`).
 
-    A model that is no recipe starts from one node, data parallel, with the plan's micro batch.
+    A model that is not a recipe starts with one node, data parallel, and the plan's micro batch.
     """
     base = LAYOUTS.get(plan.model.recipe or "", Layout(1, plan.batch.micro_batch_size))
     given: dict[str, Any] = {**plan.model.overrides, **plan.megatron} | given_options(extra)
@@ -110,8 +111,9 @@ def fitted(
     extra: Sequence[str],
     left: Sequence[int] = (),
 ) -> Layout:
-    """The first layout that GPUs of so many GiB hold, as predicted: as little tensor parallelism, then as large a micro
-    batch as fit. What plan and command line say stays; the layout itself where nothing fits, or no recipe is meant.
+    """Return the first layout that fits into the GPUs' memory (GiB) as predicted: the smallest tensor
+    parallelism, then the largest micro batch. Sizes given by plan and command line stay. Return `layout`
+    itself if nothing fits, or the model is not a recipe.
     """
     given = arguments_of(plan, extra)
     if plan.model.recipe not in LAYOUTS or _misfit(plan, layout, world, left):
@@ -138,10 +140,10 @@ def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequenc
 
 
 def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int, extra: Sequence[str] = ()) -> Memory:
-    """The memory of a GPU under a layout.
+    """Return the predicted memory of a GPU under a layout.
 
     Raises:
-        UserError: a model whose parameters cannot be counted.
+        UserError: the model's parameters cannot be counted.
     """
     arguments = (*_arguments(plan, layout, extra), *extra)
     return predict(plan, sizes_of(plan, world, arguments), vocabulary, arguments)
@@ -156,10 +158,10 @@ def allocate(
     gigabytes: int = USUAL_GIGABYTES,
     left: Sequence[int] = (),
 ) -> Allocation:
-    """The training job's processes and layout for GPUs of so many GiB; `nodes` None takes the layout's.
+    """Return a training job's processes and layout for GPUs of `gigabytes` GiB; `nodes` None: the layout's.
 
-    Raises UserError, before anything starts, where the GPUs do not divide into copies of the model, or the
-    plan's batches (those `left` to train with, where not all do) not into the copies. No batch is changed to fit.
+    Raise UserError, before anything starts, if the GPUs are not a multiple of a copy of the model, or the
+    copies do not divide the plan's batches (or those `left` to train with). No batch is changed to fit.
     """
     layout = layout_of(plan, extra)
     nodes = layout.nodes if nodes is None else nodes
@@ -177,7 +179,7 @@ def allocate(
             f"{plural(nodes, 'node')} with {plural(per_node, 'process', 'es')} each: {why}. "
             f"Numbers of nodes that do: {counts or 'none'}"
         )
-    # the largest micro batch up to the layout's that divides what a copy of the model gets of a batch
+    # the largest micro batch, up to the layout's, that divides each copy's samples of a batch
     copies = nodes * per_node // layout.model_parallel
     share = math.gcd(*sizes_to_divide(plan, copies, left)) // copies
     most = layout.micro_batch_size
@@ -193,7 +195,7 @@ def allocate(
 def allocate_evaluation(
     plan: Plan, per_node: int, device: str, extra: Sequence[str] = (), gigabytes: int = USUAL_GIGABYTES
 ) -> Allocation:
-    """As few nodes as hold a copy of the model, and on the last one as many processes as divide the batch."""
+    """Return the fewest nodes that hold a copy of the model, with processes that divide the batch."""
     layout = layout_of(plan, extra)
     nodes = math.ceil(layout.model_parallel / per_node)
     while per_node > 1 and _misfit(plan, layout, nodes * per_node):
@@ -226,7 +228,7 @@ def _check_model(plan: Plan, layout: Layout) -> None:
 
 
 def _arguments(plan: Plan, layout: Layout, extra: Sequence[str]) -> list[str]:
-    """Megatron arguments for the layout, without those that the plan or the command line gives itself."""
+    """Return Megatron's arguments of the layout that the plan or the command line does not give."""
     given = {**plan.model.overrides, **plan.megatron} | given_options(extra)
     arguments: list[str] = []
     for field, name in _SIZES.items():
@@ -247,9 +249,9 @@ PAPER = shipped_folder("examples") / "paper"
 
 
 def step_flops(plan: Plan) -> float:
-    """Floating-point operations of one step, as Megatron counts them.
+    """Return the floating-point operations of one step, as Megatron counts them.
 
-    6 for each weight of a matrix product and token (the output layer's too, the input table's not), and
+    6 for each weight of a matrix product and token (including the output layer, not the input table), and
     6·layers·hidden·length a token for the attention, which the causal mask halves.
     """
     model = resolve_model(plan.model)
@@ -259,17 +261,17 @@ def step_flops(plan: Plan) -> float:
 
 
 def seconds_per_step(plan: Plan, gpus: int, peak: float, mfu: float = MFU) -> float:
-    """How long a step takes on that many GPUs at that share of their peak (FLOP/s of one)."""
+    """Return the seconds of a step on so many GPUs at this share of their peak (FLOP/s of one)."""
     return step_flops(plan) / (gpus * peak * mfu)
 
 
 def gpu_seconds(plan: Plan, tokens: float, peak: float, mfu: float = MFU) -> float:
-    """Seconds that one GPU would take to train on so many tokens at that share of its peak."""
+    """Return the seconds that one GPU needs to train on so many tokens at this share of its peak."""
     return tokens / plan.batch.tokens * seconds_per_step(plan, 1, peak, mfu)
 
 
 def memory_table(plans: dict[str, Plan]) -> list[str]:
-    """The layout of each recipe by the GPU's memory, with what a GPU holds as predicted, as lines of Markdown."""
+    """Return a Markdown table of each recipe's layout by the GPU's memory, with the predicted memory."""
     lines = [
         "| recipe | GPU | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | left out "
         "| a GPU in all |",
@@ -288,7 +290,7 @@ def memory_table(plans: dict[str, Plan]) -> list[str]:
 
 
 def time_table(plans: dict[str, Plan]) -> list[str]:
-    """The time of a step and of whole plans, as lines of Markdown."""
+    """Return a Markdown table of the time of a step and of whole plans."""
     lines = [
         f"| recipe | GPU | s a step | longest chain | {' | '.join(f'{name}, GPU hours' for name in PARADIGMS)} |",
         "|---|---|---|---|---|---|---|",
@@ -306,7 +308,7 @@ def time_table(plans: dict[str, Plan]) -> list[str]:
 
 
 def tables() -> str:
-    """Both tables."""
+    """Return both tables."""
     plans = {size: replace(load_plan(PAPER / f"{size}.yaml"), path=Path(f"{size}.yaml")) for size in SIZES}
     return "\n".join([*memory_table(plans), "", *time_table(plans)])
 

@@ -1,4 +1,4 @@
-"""`lrpath run` without its command line: run a plan on this machine, with exclusive use of its output folder."""
+"""Run a plan on this machine, alone in its output folder: `lrpath run` without its command line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from megatron_lrpath.wording import clock, plural
 
 
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
-    """The fine-tunings (or the one called `name`) whose versions are trained; UserError where there are none."""
+    """Return fine-tunings (or only `name`) with trained versions. Raise UserError if there are none."""
     by_key = {task.key: task for task in tasks}
     found = [task for task in tasks if task.run.is_sft and name in (None, task.run.name)]
     if not found:
@@ -59,7 +59,7 @@ CommandFor = Callable[[Task], Ranks | Sequence[str]]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; None leaves the choice to `resources.share_out`."""
+    """The user's choices; None leaves a choice to `resources.share_out`."""
 
     paradigms: tuple[str, ...] = PARADIGMS
     run: str | None = None
@@ -67,14 +67,14 @@ class Options:
     jobs: int | None = None
     device: str = "auto"
     evaluate: bool = True
-    only_sft: bool = False  # fine-tune what is trained, and train no version
+    only_sft: bool = False  # fine-tune trained versions, and train no version
     extra: tuple[str, ...] = ()
-    cold: bool = False  # start every process fresh, also on the CPU
+    cold: bool = False  # start every process without a fork of the warm one, also on the CPU
     grace: float = GRACE_SECONDS
 
 
 class Ended(KeyboardInterrupt):
-    """This process was asked to end by signal `number`."""
+    """A signal `number` requested the end of this process."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
@@ -86,15 +86,15 @@ def carry_out(
 ) -> int:
     """Run the remaining trainings of the plan, then evaluate; return the exit status for the shell.
 
-    0 when complete, 1 when a run failed, 128+n when signal n ended it; no run's process is left by then.
-    `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
+    0 when complete, 1 when a run failed, 128+n when signal n ended it; all processes of runs have ended then.
+    `command_for` replaces the training's command. Raise `UserError` if a run cannot be started at all.
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(options.paradigms)
     if wanted and (options.run is None or options.run.startswith(SFT.prefix)):
-        # first: what is wrong with the data shows before days of training, and they say how many steps
+        # first: problems of the data are reported before days of training, and the data determine the steps
         print_summary(prepare(plan, cores()), plan.sft_folder)
     tasks = chosen_tasks(plan, options)
-    # the whole choice counts, not its remaining trainings: a second call shares the machine in the same way
+    # counts all chosen runs, complete ones, too: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     options = replace(
         options,
@@ -106,7 +106,7 @@ def carry_out(
         trained = train(plan, tasks, share, options, command_for, display or open_display())
         evaluation = evaluation_argv(plan, tasks, share, options) if options.evaluate else None
         if evaluation:
-            return call(evaluation, options.grace, starter_of(share, options))  # it prints what comes next
+            return call(evaluation, options.grace, starter_of(share, options))  # it prints the next command
         if not trained:
             print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
         if not options.only_sft:
@@ -117,9 +117,9 @@ def carry_out(
 
 
 def alone(output: Path, work: Callable[[], int]) -> int:
-    """Do the work as the only one in an output folder; its exit status, or 1 and 128+n as of `carry_out`.
+    """Do the work with exclusive use of an output folder; return its status, or 1 and 128+n as `carry_out`.
 
-    Raises `UserError` when another `lrpath run` is at work there.
+    Raise `UserError` if another `lrpath run` uses the folder.
     """
     try:
         with only_one(output, "is running a plan there; wait for it or end it"), signals_raise():
@@ -157,7 +157,7 @@ def train(
 
 
 def evaluation_argv(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
-    """The arguments of `lrpath` that evaluate what is trained and not evaluated since; None where there is nothing."""
+    """Return the arguments of `lrpath` that evaluate newly trained models; None if there are none."""
     runs = [task.run for task in tasks if task.run.makes_version]
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
@@ -168,14 +168,14 @@ def evaluation_argv(plan: Plan, tasks: Sequence[Task], share: Share, options: Op
 
 
 def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
-    """--paradigm for some, one or all paradigms; some are those that the plan names."""
+    """Return --paradigm for one or for all paradigms; empty for those that the plan names."""
     if len(paradigms) == 1:
         return ["--paradigm", paradigms[0]]
     return ["--paradigm", "all"] if len(paradigms) == len(PARADIGMS) else []
 
 
 def call(argv: Sequence[str], grace: float, starter: Starter) -> int:
-    """Run `lrpath` with `argv` on this console; its exit status. It does not outlive this process."""
+    """Run `lrpath` with `argv` on this console; return its exit status. It ends with this process."""
     process = starter(Ranks(COMMAND_LINE, tuple(argv), alone=True), {}, grace, None, ())
     try:
         return process.wait() or 0
@@ -186,25 +186,25 @@ def call(argv: Sequence[str], grace: float, starter: Starter) -> int:
 
 
 def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
-    """The tasks of the chosen paradigms; with `run` that one and its ancestors."""
+    """Return the tasks of the chosen paradigms; with `run` only that run and its ancestors."""
     tasks = build_tasks(plan, options.paradigms)
     chosen = with_ancestors(tasks, plan, options.run) if options.run else tasks
     return fine_tunings(plan, tasks, options.run) if options.only_sft else chosen
 
 
 def default_command(plan_path: Callable[[Task], Path], options: Options, share: Share) -> CommandFor:
-    """The training entry under torchrun; `plan_path(task)` is the file of its plan."""
+    """Return the command of the training under torchrun; `plan_path(task)` is the path of its plan."""
     device = None if options.device == "auto" else options.device
     return lambda task: training(plan_path(task), task, share.nproc, device, options.extra)
 
 
 def starter_of(share: Share, options: Options) -> Starter:
-    """How ranks are started: forked from one warm process on the CPU, fresh on GPUs and with `cold`."""
+    """Return the starter of ranks: forks of a warm process on the CPU, new ones on GPUs or with `cold`."""
     return supervised if options.cold or share.device != "cpu" else warm.start
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:
-    """What is about to be done, in a line."""
+    """Return a text on the remaining runs, with the place of their output."""
     steps = sum(task.run.steps for task in todo)
     done = f", {len(tasks) - len(todo)} complete already" if len(todo) < len(tasks) else ""
     side = f"{share.jobs} at a time" if share.jobs > 1 else "one at a time"
@@ -217,9 +217,9 @@ def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let the signals that end this process do so by way of an exception.
+    """Turn the signals that end this process into exceptions.
 
-    SIGINT too: a shell starts background jobs with it ignored, and Python then leaves it so.
+    This includes SIGINT: a shell starts background jobs with it ignored, and Python then ignores it, too.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -16,19 +16,19 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
 
 GIB = 2**30
-GPU_SIZES = (40, 80, 141)  # GiB that A100, H100 and H200 have, by their makers' names
-USABLE = 0.9  # of a GPU: fragments and what the driver keeps are the rest
+GPU_SIZES = (40, 80, 141)  # GiB of A100, H100 and H200, by the vendors' names
+USABLE = 0.9  # of a GPU: the rest is for fragments and the driver
 LIBRARIES = 2 * GIB  # CUDA's context, NCCL's and cuBLAS' buffers: assumed
 OPTIMIZER_BYTES = 12  # fp32 weights and two moments, in a checkpoint
 STEP_BYTES = 4  # of a parameter: temporary memory of torch's Adam, when the activations are freed
-VOCABULARY_UNIT = 128  # to which the vocabulary is padded
+VOCABULARY_UNIT = 128  # the vocabulary is padded to a multiple of it
 PARALLEL = ("tensor_model", "pipeline_model", "context")
 WHOLE_STATE = ("use_precision_aware_optimizer", "distrib_optim_fully_reshardable_mem_efficient")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How a model is sharded: tensor, pipeline, context and data-parallel ranks, samples of a micro batch.
+    """The sharding of a model: tensor, pipeline, context and data-parallel ranks, samples of a micro batch.
 
     `sequence` is sequence parallelism; without it, tensor-parallel ranks do not shard some activations.
     """

@@ -31,7 +31,7 @@ from megatron_lrpath.runs.lineage import package_versions
 from megatron_lrpath.wording import byte_size
 
 TIMEOUT = timedelta(minutes=3)
-MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
+MEBIBYTES = {"cuda": 256, "cpu": 1}  # the size of the timed all-reduce
 
 
 @dataclass(frozen=True)

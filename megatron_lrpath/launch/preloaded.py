@@ -16,13 +16,13 @@ from megatron_lrpath.training import machine
 def import_everything() -> None:
     """Import the modules of a training, an evaluation and their seams. No name of Megatron is replaced yet."""
     machine.activate("cpu")
-    # The device must precede Megatron's import, and so all that follow.
+    # The device must be activated before Megatron's import, and so before all imports below.
     import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
     import megatron.training  # noqa: F401
     import torch
     import torch.distributed.checkpoint
 
-    # The same.
+    # Also after the device.
     from megatron_lrpath.evaluate import perplexity  # noqa: F401
     from megatron_lrpath.training import loop, pretrain, seams, setup  # noqa: F401
     from megatron_lrpath.training.options import arguments
@@ -51,6 +51,6 @@ quiet()
 gc.disable()
 import_everything()
 SOURCES = sources()
-# What was imported lives as long as the process: collections in the forks do not walk it, nor copy its pages.
+# The imported objects live as long as the process: collections in the forks skip them and copy no pages.
 gc.freeze()
 gc.enable()

@@ -1,4 +1,4 @@
-"""A run as processes: its command under a supervisor, its output in a log file, the run's folder locked.
+"""Run a command as processes: under a supervisor, its output in a log file, the run's folder locked.
 
 torchrun starts every worker in a new session, so that a signal to its process group does not reach the
 workers, and a killed torchrun leaves them running. The supervisor (`python -m` this module) is between the
@@ -34,13 +34,13 @@ from megatron_lrpath.runs.folder import RunFolder
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-CLOSING_SECONDS = 30.0  # what ranks may take to end after another has failed, as under torchrun
-LEFTOVER_SECONDS = 5.0  # what a run that has ended may still take to clean up
+CLOSING_SECONDS = 30.0  # for ranks to end after another has failed, as under torchrun
+LEFTOVER_SECONDS = 5.0  # for an ended run to clean up
 
 
 @contextmanager
 def only_one(folder: Path, doing: str, patience: float = 1.0, without_locks: bool = False) -> Iterator[None]:
-    """Hold the lock of `folder`. Raises `UserError`, with what the other process is `doing`, if it is held.
+    """Hold the lock of `folder`. Raise `UserError`, with what the other process is `doing`, if it is held.
 
     `without_locks`: continue on a file system without locks, too.
     """
@@ -83,7 +83,7 @@ def supervised(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if log else None,
         pass_fds=tuple(descriptors),
-        start_new_session=True,  # a Ctrl-C of the terminal reaches the runner alone
+        start_new_session=True,  # a Ctrl-C of the terminal reaches only the runner
     )
 
 
@@ -181,7 +181,7 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the kernel was asked
         return 128 + signal.SIGTERM
     pids = begin()
     statuses, asked_to_end = wait(pids, grace)

@@ -20,13 +20,13 @@ from megatron_lrpath.runs.checkpoints import latest_step
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import plural
 
-CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
+CPU_PROCESS_BYTES = 2 * 1024**3  # of a training process of a small model with its libraries
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 
 
 @dataclass(frozen=True)
 class Share:
-    """How the machine is shared: `jobs` runs at a time, `nproc` processes each, `threads` for every process.
+    """The sharing of the machine: `jobs` runs at a time, `nproc` processes each, `threads` for every process.
 
     `gpus` are the visible devices, empty on the CPU.
     """
@@ -38,13 +38,13 @@ class Share:
     gpus: tuple[str, ...] = ()
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Environment variables for the run in place `slot` (0 … jobs-1) of the parallel runs."""
+        """Return environment variables for the run in place `slot` (0 … jobs-1) of the parallel runs."""
         threads = self.threads
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))
         variables = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         if self.jobs * self.nproc > 1:
-            variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at a barrier starve other processes
+            variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at a barrier delay others
         if self.gpus:
             own = [self.gpus[(slot * self.nproc + rank) % len(self.gpus)] for rank in range(self.nproc)]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
@@ -55,13 +55,13 @@ class Share:
 def share_out(
     plan: Plan, width: int, device: str, nproc: int | None, jobs: int | None, extra: Sequence[str] = ()
 ) -> Share:
-    """Share this machine among runs, up to `width` of them in parallel; values of None are chosen here.
+    """Share this machine among runs, up to `width` of them in parallel; compute values that are None.
 
-    Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
-    Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
-    the machine alone, so that a second call gives the same threads and with them the same rounding.
-    `extra` are Megatron arguments in addition to the plan's.
-    Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
+    Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch can be divided
+    among. Without `jobs`: as many runs as cores (or GPUs) and memory allow. These values depend only on the
+    plan and the machine, so that a second call uses the same threads and has the same rounding. `extra` are
+    Megatron arguments in addition to the plan's. Raise `UserError` if a requested GPU is missing, or counts
+    do not fit.
     """
     gpus = () if device == "cpu" else visible_gpus()
     if device == "cuda" and not gpus:
@@ -77,7 +77,7 @@ def share_out(
 
 
 def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
-    """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
+    """Return the processes of a run: model-parallel size times the largest data-parallel size that fits."""
     base = model_parallel_size({**plan.model.overrides, **plan.megatron, **whole_numbers(extra)})
     batches = [(size, plan.batch.micro_batch_size) for size in every_size(plan)]
     if plan.sft:
@@ -91,15 +91,15 @@ def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
 
 
 def every_size(plan: Plan) -> list[int]:
-    """The different batch sizes of a plan's pre-training steps."""
+    """Return the distinct batch sizes of a plan's pre-training steps."""
     return plan.batch_sizes.sizes(plan.timeline.begins[0], plan.timeline.ends[-1])
 
 
 def sizes_to_divide(plan: Plan, copies: int, left: Sequence[int] = ()) -> list[int]:
     """Return the batch sizes that the number of copies of the model must divide.
 
-    All sizes of the plan, so that an interrupted run resumes with the same number; if they do not divide, the sizes
-    that are `left` to train with.
+    These are all sizes of the plan, so that an interrupted run resumes with the same number; if they do not
+    divide, the sizes of the steps that are left.
     """
     every = every_size(plan)
     return list(left) if left and any(size % copies for size in every) else every
@@ -118,13 +118,13 @@ def sizes_left(tasks: Sequence[Task]) -> list[int]:
 def micro_batch_arguments(
     plan: Plan, nproc: int, extra: Sequence[str] = (), left: Sequence[int] = ()
 ) -> tuple[str, ...]:
-    """`--micro-batch-size N` where the plan's is too large for `nproc` processes; none where it fits or is given.
+    """Return `--micro-batch-size N` if the plan's is too large for `nproc` processes; otherwise ().
 
-    As `lrpath submit` does: the largest up to the plan's that divides what a copy of the model gets of a batch.
-    `left` are the batch sizes that are left to train with (default: all).
+    As in `lrpath submit`, N is the largest size up to the plan's that divides a model copy's share of a
+    batch. `left` are the batch sizes of the remaining steps (default: all).
 
     Raises:
-        UserError: the processes do not divide into copies of the model, or the batch not into the copies.
+        UserError: the processes are not a multiple of a model copy, or the copies do not divide a batch.
     """
     if "micro_batch_size" in given_options(extra):
         return ()
@@ -146,7 +146,7 @@ def micro_batch_arguments(
 
 
 def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
-    """UserError, before days are trained, where the fine-tuning's batch cannot be shared out among `nproc`."""
+    """Raise UserError, before days of training, if `nproc` processes cannot share the fine-tuning's batch."""
     if plan.sft is None:
         return
     arguments = {**plan.model.overrides, **plan.sft_megatron, **whole_numbers(extra)}
@@ -160,9 +160,9 @@ def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None
 
 
 def check_batch(plan: Plan, nproc: int, extra: Sequence[str] = (), left: Sequence[int] = ()) -> None:
-    """UserError where a batch cannot be shared out among the data-parallel ranks of `nproc` processes.
+    """Raise UserError if the data-parallel ranks of `nproc` processes cannot share a batch.
 
-    `left` are the batch sizes that are left to train with (default: all).
+    `left` are the batch sizes of the remaining steps (default: all).
     """
     sizes = whole_numbers(extra)
     shares = nproc // model_parallel_size({**plan.model.overrides, **plan.megatron, **sizes})
@@ -178,19 +178,19 @@ def check_batch(plan: Plan, nproc: int, extra: Sequence[str] = (), left: Sequenc
 
 
 def model_parallel_size(arguments: Mapping[str, Any]) -> int:
-    """Processes that hold one copy of the model, from Megatron arguments (names with - or _)."""
+    """Return the number of processes per copy of the model, from Megatron arguments (names with - or _)."""
     given = {name.replace("-", "_"): value for name, value in arguments.items()}
     return math.prod(int(given.get(name) or 1) for name in _PARALLEL)
 
 
 def whole_numbers(argv: Sequence[str]) -> dict[str, str]:
-    """The options of a command line whose values are whole numbers, by name."""
+    """Return the options of a command line whose values are whole numbers, by name."""
     options = given_options(argv)
     return {name: value for name, value in options.items() if isinstance(value, str) and value.isdigit()}
 
 
 def given_options(argv: Sequence[str]) -> dict[str, str | bool]:
-    """The options of a command line, `--name value` or `--name=value`; flags are True. Names with underscores."""
+    """Return a command line's options, `--name value` or `--name=value`, by name (`_`); flags: True."""
     options: dict[str, str | bool] = {}
     for index, part in enumerate(argv):
         if part.startswith("--"):
@@ -202,7 +202,7 @@ def given_options(argv: Sequence[str]) -> dict[str, str | bool]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use: its affinity, and a container's quota where there is one."""
+    """Return the CPU cores that this process may use: its affinity, limited by a container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -212,7 +212,7 @@ def cores() -> int:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The NVIDIA GPUs that a process started here would see, without importing torch."""
+    """Return the NVIDIA GPUs that a process started here would see, without importing torch."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return tuple(name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1")
@@ -220,7 +220,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def driver_gpus() -> int:
-    """GPUs that the driver lists."""
+    """Return the number of GPUs that the driver lists."""
     if shutil.which("nvidia-smi") is None:
         return 0
     try:
@@ -231,7 +231,7 @@ def driver_gpus() -> int:
 
 
 def gpu_memory() -> tuple[int, ...]:
-    """Bytes of memory of each GPU that a process started here would see; empty where nvidia-smi does not tell."""
+    """Return the memory in bytes of each GPU that a process started here would see; () if unknown."""
     visible = visible_gpus()
     if not visible or shutil.which("nvidia-smi") is None:
         return ()
@@ -243,11 +243,11 @@ def gpu_memory() -> tuple[int, ...]:
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
     told = [row for row in rows if len(row) == 3 and row[2].isdigit()]
     seen = [row for row in told if row[0] in visible or any(row[1].startswith(name) for name in visible)]
-    return tuple(int(row[2]) * 2**20 for row in seen or told)  # a part of a GPU (MIG) has a name of its own
+    return tuple(int(row[2]) * 2**20 for row in seen or told)  # a part of a GPU (MIG) has a separate name
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container where that has a limit."""
+    """Return the bytes of memory of this machine, or of the container if it has a limit."""
     memory = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # no limit: the file is missing or contains `max`
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) or memory)
@@ -255,5 +255,5 @@ def machine_memory() -> int:
 
 
 def _memory_places(nproc: int) -> int:
-    """Runs that the memory has room for."""
+    """Return the number of runs that fit into the memory."""
     return max(1, machine_memory() // (nproc * CPU_PROCESS_BYTES))

@@ -25,9 +25,9 @@ from megatron_lrpath.runs.tasks import Task, link_aliases
 from megatron_lrpath.wording import clock
 
 GRACE_SECONDS = 40.0  # torchrun itself gives its workers 30
-POLL_SECONDS = 0.1  # between looks at the processes
-LOOK_SECONDS = 1.0  # between looks at the checkpoints, and between updates of the display
-STARTUP_SECONDS = 15.0  # guess before the first run of this call has logged a step
+POLL_SECONDS = 0.1  # between polls of the processes
+LOOK_SECONDS = 1.0  # between reads of the checkpoints, and between updates of the display
+STARTUP_SECONDS = 15.0  # assumed until the first run of this call has logged a step
 
 
 class RunFailedError(Exception):
@@ -67,10 +67,10 @@ class RunProcess:
         first: int,
         starter: Starter,
     ) -> RunProcess:
-        """Start `command` for `task`; raises `LockHeldError` if another process trains this run."""
+        """Start `command` for `task`; raise `LockHeldError` if another process trains this run."""
         tail = HistoryTail(task.folder)
         tail.poll()
-        # patient, since an earlier call that was killed may still be ending its runs
+        # waits, because a killed earlier call may still be ending its runs
         lock = FolderLock.acquire(task.folder, patience=grace)
         try:
             log = new_log(task.folder)
@@ -88,7 +88,7 @@ class TaskState:
     """The progress of a task.
 
     Attributes:
-        step: the last one logged, or saved in a checkpoint.
+        step: the last step that was logged, or saved in a checkpoint.
         seconds: the time of a step; None if no step was timed.
         process: its process, if there is one.
         startup: seconds from the start of its process to the first step; None until that is logged.
@@ -124,7 +124,7 @@ class TaskState:
         status, tail = (
             process.popen.poll(),
             process.tail,
-        )  # before the history: what it logged last is then read
+        )  # polled before the history is read, so that the last entries are included
         if tail.poll() and tail.last and tail.last.step > process.first:
             if self.startup is None:
                 self.startup = time.monotonic() - process.started
@@ -177,7 +177,7 @@ class Runner:
     def run(self) -> None:
         """Run the remaining tasks.
 
-        Raises `RunFailedError` at the first failure. In all cases no process of a run is left.
+        Raise `RunFailedError` at the first failure. In all cases no process of a run is left.
         """
         self.states = {task.key: TaskState.read(task) for task in self.tasks}
         try:
@@ -194,7 +194,7 @@ class Runner:
             if active:
                 try:
                     self.display.event(f"ending {', '.join(active)}")
-                finally:  # also where nothing can be printed
+                finally:  # also if nothing can be printed
                     stop_all([process.popen for process in active.values()], self.grace)
 
     def _progress(self) -> PlanProgress:
@@ -216,7 +216,7 @@ class Runner:
         now = time.monotonic()
         if now >= self._finish_known_until:
             self._finish = now + seconds_left(self.tasks, self._advances(), self.share.jobs)
-            # a plan of hundreds of runs takes a while to play through
+            # the simulation takes a while for a plan of hundreds of runs
             self._finish_known_until = now + max(2.0, 50 * (time.monotonic() - now))
         return max(0.0, self._finish - now)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from megatron_lrpath.runs.tasks import Task
 
-CLOSING_SECONDS = 20  # torchrun kills those that do not end within 30 seconds of its SIGTERM
+CLOSING_SECONDS = 20  # torchrun kills workers that do not end within 30 seconds of its SIGTERM
 TRAINING = "megatron_lrpath.training.pretrain"
 
 
@@ -39,7 +39,7 @@ class Ranks:
         if self.alone:
             return [sys.executable, "-m", self.module, *self.argv]
         options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.nproc)]
-        # `--`: torchrun's parser would take our --run for its own --run-path
+        # `--`: torchrun's parser would interpret our --run as its --run-path
         return [sys.executable, "-m", __name__, *options, "-m", "--", self.module, *self.argv]
 
 
@@ -55,7 +55,7 @@ def training(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run torchrun; if all its ranks have saved and stopped, exit with their status instead of 1."""
-    # Importing them takes seconds, and building a command does not need them.
+    # Imported here because it takes seconds, and building a command does not need them.
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

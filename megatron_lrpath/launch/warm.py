@@ -35,7 +35,7 @@ from megatron_lrpath.launch.torchrun import Ranks
 PRELOADED = "megatron_lrpath.launch.preloaded"
 HOST = "127.0.0.1"
 SOCKET, SOCKET_LIMIT = "/pymp-12345678/listener-12345678", 107
-"""Multiprocessing's socket below the folder of temporary files, and the longest address that Linux takes."""
+"""Multiprocessing's socket below the folder of temporary files, and Linux's maximum length of an address."""
 
 
 class WarmProcess:
@@ -130,7 +130,7 @@ def forked_supervisor(
 
     Their output goes into `log`, or without one to the server's output.
     """
-    os.setsid()  # a Ctrl-C of the terminal reaches the runner alone
+    os.setsid()  # a Ctrl-C of the terminal reaches only the runner
     os.environ.update(environment)
     if not is_forkable():
         for number in descriptors:
@@ -138,7 +138,7 @@ def forked_supervisor(
         command = supervisor_command(ranks.command, os.getppid(), grace, log, descriptors)
         os.execv(command[0], command)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    if nothing:  # 0 already if the runner was started with its standard input closed
+    if nothing:  # is 0 already if the runner was started with closed standard input
         os.dup2(nothing, 0)
         os.close(nothing)
     if log is not None:
@@ -178,7 +178,7 @@ class ForkedRanks:
                 die_with_parent(parent)
                 be_rank(self.ranks, rank, listener)
             pids.append(pid)
-        # Threads begin when there is nothing left to fork.
+        # Threads start when no further fork follows.
         if listener is not None:
             from torch.distributed import TCPStore  # imported by the server already
 
@@ -219,7 +219,7 @@ def be_rank(ranks: Ranks, rank: int, listener: socket.socket | None) -> None:
         listener.close()
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # As in a process started by itself: Megatron's data loaders can only be forked.
+    # As in a separately started process: Megatron's data loaders can only be forked.
     multiprocessing.set_start_method("fork", force=True)
     module = importlib.import_module(ranks.module)
     sys.argv = [str(module.__file__), *ranks.argv]

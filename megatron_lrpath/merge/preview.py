@@ -47,7 +47,7 @@ def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
 def merge_weights(shares: Sequence[float]) -> list[float]:
     """Return c_0 = 1 − w_1, c_j = w_j − w_{j+1}, c_k = w_k, which sum to 1.
 
-    Raises ValueError unless 1 ≥ w_1 ≥ … ≥ w_k ≥ 0.
+    Raise ValueError unless 1 ≥ w_1 ≥ … ≥ w_k ≥ 0.
     """
     bounded = [1.0, *shares, 0.0]
     if not shares or any(after > before + 1e-12 for before, after in itertools.pairwise(bounded)):

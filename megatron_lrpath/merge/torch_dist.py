@@ -58,7 +58,7 @@ def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Seque
         tensor = reader.tensor(key)
         dtype = tensor.dtype
         if not dtype.is_floating_point:
-            total = tensor  # counters and the like: the last one's
+            total = tensor  # counters and the like: the last checkpoint's
             continue
         part = tensor.to(torch.float64 if dtype.itemsize > 2 else torch.float32).mul_(weight)
         total = part if total is None else total.add_(part)
@@ -84,7 +84,7 @@ def merge_checkpoints(
             raise UserError(f"{root}: no complete checkpoint of step {one}; there are {have}")
     folder = checkpoint_folder(target, step)
     if folder.exists():
-        if not (target / TRACKER).exists():  # killed between the two: the checkpoint is whole
+        if not (target / TRACKER).exists():  # killed in between: the checkpoint is complete
             atomic_write_text(target / TRACKER, str(step))
             return folder
         raise UserError(f"{folder}: a checkpoint exists already; remove it or choose another path")
@@ -94,7 +94,7 @@ def merge_checkpoints(
         reader.verify(fingerprint=False)
     try:
         with appearing_folder(folder) as partial, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended
             planner = _MergingPlanner(readers, weights)
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), planner=planner, no_dist=True)
             for name in FILES:

@@ -27,7 +27,7 @@ PLAN, PATH = WAYS = ("plan", "path")
 
 NOTHING = "nothing"
 MEGATRON = "0.19"
-"""The Megatron whose arguments the table has."""
+"""The version of Megatron whose arguments are in the table."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Argument:
         return bool((self.allowed and words - set(self.allowed)) or words & set(self.refused_values))
 
     def why(self, way: str) -> str:
-        """The reason for the refusal and the replacement, as the end of a sentence."""
+        """Return the reason for the refusal and the replacement, as the end of a sentence."""
         nothing, _, because = self.instead.partition(NOTHING)
         instead = f"in its place: {self.instead}" if nothing or not self.instead else f"leave it out{because}"
         refusal = "" if way == PATH and self.plan == SET else self.refusal

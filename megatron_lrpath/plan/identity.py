@@ -1,4 +1,4 @@
-"""What a run's result depends on: compared when a run is resumed or branched from."""
+"""The identity of a run: everything that its result depends on; compared at a resume or a branch."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ _LABELS = {
 
 
 def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
-    """Everything that the run's result depends on and nothing else, JSON-able.
+    """Return everything that the run's result depends on and nothing else, JSON-serializable.
 
     `versions` lists name and steps of every version read up to the run's end, `path` the learning rate of
     every ancestor and of the run itself. Appending a version changes neither for the earlier runs; for the
     main path it only makes `versions` longer, because its rate has no end and branch points do not bend it.
-    The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.arguments`);
+    The micro batch, the parallel layout, folders, logging and the like are excluded (see `plan.arguments`);
     the data are identified by the slices' own fingerprints. A run that equals another run (`same_as`) has
-    that run's identity. A fine-tuning depends on everything that its version's model depends on, and on its own.
+    that run's identity. A fine-tuning depends on everything that its version's model depends on, and on its
+    own.
     """
     run = plan.carried_out(run)
     trained, last = (plan.parent_of(run), [run]) if run.is_sft else (run, [])
     count = trained.version_index if trained.makes_version else len(trained.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
-    extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
+    extra: dict[str, Any] = {}  # a branch without a mix has the identity of releases before mixes
     if plan.adopted is not None:
         extra |= {"adopted": plan.adopted.facts()}
     if trained.mix:
@@ -73,7 +74,7 @@ def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
 
 
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
-    """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
+    """Return the facts of a version that a run has read; for main path and branches, also its rate.
 
     These facts belong to the version and not to the path, so that a main path can continue into appended versions.
     This includes a batch size that changes where the version begins.
@@ -97,7 +98,7 @@ def argument_identity(
     weight_decay: dict[str, Any],
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that the result of a run by --lr-path depends on, JSON-able; its data are among the arguments.
+    """Return everything that the result of a run by --lr-path depends on; its data are among the arguments.
 
     A main path has no end, so that extending it does not change it.
 
@@ -106,7 +107,7 @@ def argument_identity(
         path: the run's learning rate.
         batch: global_batch_size, seq_length.
         weight_decay: the constant, or the ramp with its length in steps.
-        arguments: the others that a result depends on, where they differ from their defaults.
+        arguments: the others that a result depends on, if they differ from their defaults.
     """
     return {
         "kind": kind,
@@ -122,7 +123,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
     The main path may have more versions now than when it was stored: it continues into them.
     """
-    # as they come back from a file: lists for tuples, so that both sides compare
+    # as read back from a file: lists instead of tuples, so that both sides compare equal
     stored, current = (_comparable(json.loads(json.dumps(identity))) for identity in (stored, current))
     lines = []
     for name in _COMPARED:
@@ -132,11 +133,11 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[str, Any]:
-    """What binds a main path that has come to `step`, as an identity to compare with `current`.
+    """Return the identity that a main path at `step` must keep, to compare with `current`.
 
-    A version that no checkpoint has reached may change, its data too. The samples of the version that contains
-    `step` do not depend on its length: that may change as long as the version contains the step. Other runs are bound
-    by all of theirs.
+    A version that no checkpoint has reached may change, including its data. The samples of the version that
+    contains `step` do not depend on its length, which may change as long as the version contains the step.
+    Other runs must keep all of theirs.
     """
     if stored.get("run") != MAIN.prefix:
         return stored
@@ -184,7 +185,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
     facts["max_lr"] = schedule.max_lr
     if path.shape == "plateau":
         facts |= {"warmup": path.warmup}
-        if path.main is not None and path.main.power:  # its moves belong to the versions
+        if path.main is not None and path.main.power:  # its rate changes belong to the versions
             facts |= {"power": path.main.power, "from": path.main.begin, "min_lr": schedule.min_lr}
         return facts
     if path.peak is not None:

@@ -119,7 +119,7 @@ def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
 
 
 def _cut(given: Given) -> Given:
-    """Remove the trailing words that belong to something else: the next variable, command or script."""
+    """Return the option without trailing words that belong to the next variable, command or script."""
     assert given.argument is not None
     form = given.argument.forms[given.name]
     count = 0 if form.type == "flag" else form.nargs or 1

@@ -1,4 +1,4 @@
-"""Data in addition to a version's own: slices mixed into a branch, earlier versions replayed; in samples of a step."""
+"""Data in addition to a version's own: slices mixed into a branch, earlier versions replayed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Mix:
 
 
 def quotas(shares: Sequence[Fraction], batch: int, steps: int) -> Iterator[tuple[int, ...]]:
-    """Return how many of the `batch` samples of each of `steps` steps come from each of the sources with
+    """Yield how many of the `batch` samples of each of `steps` steps come from each of the sources with
     `shares`.
 
     The rest of a step (1 minus the sum of the shares) is a source like the others. After every step, each
@@ -68,7 +68,7 @@ def quotas(shares: Sequence[Fraction], batch: int, steps: int) -> Iterator[tuple
     had = [0] * len(every)
     for step in range(1, steps + 1):
         counts = [max(0, step * speed // unit - done) for speed, done in zip(pace, had, strict=True)]
-        # of the sources that may get another sample by rounding up, those whose next sample is due first come first
+        # the sources that can round up, those with the earliest next sample first
         early = [
             (-(-(done + count + 1) * unit // speed), number)
             for number, (speed, done, count) in enumerate(zip(pace, had, counts, strict=True))
@@ -93,15 +93,15 @@ class Replay:
     weights: tuple[tuple[str, int], ...] = ()
 
     def replayed(self, samples: int) -> int:
-        """How many of a version's first `samples` samples are replayed."""
+        """Return how many of a version's first `samples` samples are replayed."""
         return samples * self.share.numerator // self.share.denominator
 
     def new(self, samples: int) -> int:
-        """How many of a version's first `samples` samples are its own."""
+        """Return how many of a version's first `samples` samples are its own."""
         return samples - self.replayed(samples)
 
     def steps(self, available: int, batch: int) -> int:
-        """The most steps of `batch` samples for which `available` samples of its own suffice."""
+        """Return the maximum number of steps of `batch` samples for which `available` own samples suffice."""
         return int(available / ((1 - self.share) * batch))
 
     @cached_property
@@ -115,17 +115,17 @@ class Replay:
         return tuple(place for _, place in sorted(every))
 
     def by_version(self, samples: int) -> dict[str, int]:
-        """How many samples of each version of `weights` are among the first `samples` of the version that replays."""
+        """Return how many replayed samples of each version of `weights` are among the first `samples`."""
         whole, rest = divmod(self.replayed(samples), max(len(self.turns), 1))
         more = Counter(self.turns[:rest])
         return {name: whole * weight + more[place] for place, (name, weight) in enumerate(self.weights)}
 
     def sources(self, earlier: list[str]) -> list[str]:
-        """The versions among `earlier` that it draws from, in their order."""
+        """Return the versions among `earlier` that it draws from, in their order."""
         named = {name for name, _ in self.weights}
         return [name for name in earlier if name in named or not named]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the share as a fraction of whole numbers."""
+        """Return JSON-serializable data; the share as a fraction of integers."""
         weights = {"weights": dict(self.weights)} if self.weights else {}
         return {"share": str(self.share)} | weights

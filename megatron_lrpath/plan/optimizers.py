@@ -7,18 +7,19 @@ from importlib import metadata
 from typing import Any
 
 PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
-OLDEST = (0, 2)  # Megatron 0.19 takes no older one
+OLDEST = (0, 2)  # the oldest version for Megatron 0.19
 OF_MEGATRON = frozenset({"adam", "sgd"})
 MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
 
 
 def optimizer_problems(given: Mapping[str, Any], with_path: bool = True, is_here: bool = True) -> list[str]:
-    """What Megatron cannot do with the optimizer, a line each.
+    """Return what Megatron cannot do with the optimizer, a line each.
 
     Args:
-        given: Megatron's arguments by destination, before it validates them; those that are not given may be missing.
+        given: Megatron's arguments by destination before its validation; arguments that are not given can be
+            missing.
         with_path: whether this is a run with a path (not plain Megatron), which resumes from its checkpoints.
-        is_here: whether it is trained on this machine, so that the package is needed.
+        is_here: whether it is trained on this machine, which then needs the package.
     """
     name = given.get("optimizer", "adam")
     if name in OF_MEGATRON:

@@ -78,7 +78,7 @@ class Plan:
         )
 
     def runs(self, paradigm: str) -> list[Run]:
-        """Return the runs of a paradigm, parents before children. Raises UserError for an unknown paradigm."""
+        """Return the runs of a paradigm, parents before children. Raise UserError for an unknown paradigm."""
         if paradigm not in PARADIGMS:
             hint = nearest(paradigm, PARADIGMS)
             raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
@@ -109,7 +109,7 @@ class Plan:
         return [sft.run(base, steps) for base in sft.tuned(self.runs(paradigm))] if steps else []
 
     def run(self, paradigm: str, name: str) -> Run:
-        """Return one run by its name, including fine-tunings. Raises UserError with the available names."""
+        """Return one run by its name, including fine-tunings. Raise UserError with the available names."""
         if name.startswith(SFT.prefix) and paradigm in PARADIGMS:
             return self._sft_run(paradigm, name)
         runs = {run.name: run for run in self.runs(paradigm)}
@@ -128,7 +128,7 @@ class Plan:
         return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
-        """The batch of a run's last step: that of its version, or of the fine-tuning."""
+        """Return the batch of a run's last step: that of its version, or of the fine-tuning."""
         if run.is_sft and self.sft is not None:
             return self.sft.batch
         return replace(self.batch, global_batch_size=self.sizes_of(run).size_of(run.last_step))
@@ -164,7 +164,7 @@ class Plan:
         return self.versions[run.version_index - 1].branch_megatron if run.kind == BRANCH.name else {}
 
     def folder(self, run: Run) -> Path:
-        """OUTPUT/<paradigm>/<run>."""
+        """Return OUTPUT/<paradigm>/<run>."""
         return Path(self.output) / run.paradigm / run.name
 
     @property
@@ -217,7 +217,7 @@ class Plan:
         return self.sizes_of(run).between(run.first_step, run.last_step) * self.batch_of(run).seq_length
 
     def cost(self, paradigm: str) -> Cost:
-        """Steps and tokens of all runs of a paradigm, and the ratio of its tokens to PTFS's.
+        """Return steps and tokens of all runs of a paradigm, and the ratio of its tokens to PTFS's.
 
         The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
         run is shared with PTFS. The main path counts up to this plan's own last branch point.
@@ -233,7 +233,7 @@ class Plan:
         return Cost(paradigm, steps, tokens * self.batch.seq_length, tokens / scratch)
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
-        """Return the fine-tuning called `name`. Raises UserError if there is none, or its data must be
+        """Return the fine-tuning called `name`. Raise UserError if there is none, or its data must be
         prepared first.
         """
         if self.sft is None:

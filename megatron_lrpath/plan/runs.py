@@ -38,7 +38,7 @@ class Run:
     - `parent`: where it starts from, None for random weights; `first_step` is the parent's step.
     - `path`: its learning rate, positions in steps.
     - `slices`: versions whose data it reads, in order.
-    - `keep_steps`: steps whose checkpoints others start from; they outlive any retention.
+    - `keep_steps`: steps whose checkpoints other runs start from; any retention keeps them.
     - `mix`: data that a branch reads in addition to the main path's samples.
     - `same_as`: (paradigm, name) of the identical run that is trained in its place.
     """
@@ -74,12 +74,12 @@ class Run:
 
     @property
     def makes_version(self) -> bool:
-        """Whether its end is a version's model, which is true for all except the main path."""
+        """Return whether its end is a version's model, which is true for all except the main path."""
         return KINDS[self.kind].makes_version
 
     @property
     def is_sft(self) -> bool:
-        """Whether it is a fine-tuning."""
+        """Return whether it is a fine-tuning."""
         return self.kind == SFT.name
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Timeline:
         path = replace(path, main=rates.get("main"))
         if kind == MAIN and self.origin:
             path = replace(path, warmup=0)  # it continues at its rate
-        begin = index - 1  # the first version whose steps it does, counted from 0
+        begin = index - 1  # the first version whose steps it trains, counted from 0
         fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:
             begin = sum(1 for _ in itertools.takewhile(lambda end: end <= first, self.ends))
@@ -277,10 +277,10 @@ class Timeline:
         )
 
     def _rates(self, kind: Kind, index: int, first: int) -> dict[str, Any]:
-        """What of a run's rate is not the schedule's: of the main path its changes, of others where the decay begins.
+        """Return the settings of a run's rate that the schedule lacks: changes, or the start of its decay.
 
-        A branch decays from the main path's rate at the step where it leaves. Runs from scratch and continual ones
-        have the rate of their version; that the main path falls does not concern them.
+        A branch decays from the main path's rate at its branch point. Runs from scratch and continual runs
+        have the rate of their version; a falling rate of the main path does not affect them.
         """
         main = self.main_rate
         if main is None:
@@ -293,7 +293,7 @@ class Timeline:
         return {} if rate == self.schedule.max_lr else {"peak": rate}
 
     def _read(self, begin: int, end: int) -> tuple[str, ...]:
-        """The versions whose data are read in the steps of the versions from `begin` up to but not including `end`."""
+        """Return the versions whose data are read in the steps of the versions `begin` to `end` − 1."""
         names = self._names(end)
         read = {*names[begin:]}
         for index, version in enumerate(self.versions[begin:end], start=begin):
@@ -310,4 +310,4 @@ _RUNS: dict[str, Callable[[Timeline], list[Run]]] = {
     PTFS.name: Timeline.from_scratch,
     CPT.name: Timeline.continual,
 }
-_MAKERS = {name: _RUNS[name] for name in PARADIGMS}  # a paradigm whose runs nothing makes fails here
+_MAKERS = {name: _RUNS[name] for name in PARADIGMS}  # raises here for a paradigm without a maker of its runs

@@ -12,9 +12,9 @@ from megatron_lrpath.plan.runs import Run
 from megatron_lrpath.plan.spec import Batch, Parent
 from megatron_lrpath.schedule import LRPath, Schedule
 
-FOLDER = "sft"  # in the plan's output: the prepared data
+FOLDER = "sft"  # the prepared data, in the plan's output
 PREPARED = "prepared.json"
-# Of the plan's Megatron arguments, what packed samples cannot have: their attention is not Transformer Engine's.
+# Arguments of the plan that packed samples cannot have: their attention is not Transformer Engine's.
 DROPPED = ("transformer_impl", "context_parallel_size")
 
 

@@ -18,7 +18,7 @@ class Batch:
     global_batch_size: int
     micro_batch_size: int
     seq_length: int
-    rampup: None = None  # a plan counts steps of one size
+    rampup: None = None  # all steps of a plan have one size
 
     @property
     def tokens(self) -> int:
@@ -55,7 +55,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Version:
-    """One version: its name, T_i in steps, and what it sets for itself alone.
+    """One version: its name, T_i in steps, and its own settings.
 
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
     that are missing in it take the length of the run. `mix` is the data that its branch reads in addition to the
@@ -84,7 +84,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Falling:
-    """From step `begin` on the main path's rate is max_lr · (begin / step)^power."""
+    """The falling rate of the main path: from step `begin` on, it is max_lr · (begin / step)^power."""
 
     power: float
     begin: int
@@ -92,11 +92,11 @@ class Falling:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What was trained before the main path: `step` steps on `samples` samples, by another training.
+    """The training before the main path by another program: `step` steps on `samples` samples.
 
-    `checkpoint` is the folder that `lrpath adopt` copied, `fingerprint` that of its files. `data` names the slices that
-    it had read; empty where they are not known. The weights of an imported model have step 0, no samples, and stay in
-    `checkpoint`, the plan's `pretrained_checkpoint`.
+    `checkpoint` is the folder that `lrpath adopt` copied, `fingerprint` that of its files. `data` are the
+    slices that it had read; empty if unknown. The weights of an imported model have step 0, no samples, and
+    stay in `checkpoint`, the plan's `pretrained_checkpoint`.
     """
 
     step: int
@@ -107,11 +107,11 @@ class Adopted:
 
     @property
     def is_imported(self) -> bool:
-        """Whether these are weights alone, with which every run without a parent begins at step 0."""
+        """Return whether these are weights only, with which every run without a parent begins at step 0."""
         return self.step == 0
 
     def facts(self) -> dict[str, Any]:
-        """What a result depends on (JSON-able)."""
+        """Return what a result depends on, JSON-serializable."""
         return {"step": self.step, "samples": self.samples, "fingerprint": self.fingerprint}
 
 

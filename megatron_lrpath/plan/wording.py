@@ -20,7 +20,7 @@ def schedule_name(plan: Plan) -> str:
 
 
 def beginning_text(plan: Plan) -> str:
-    """What a run without a parent starts from, with the data that it was trained on."""
+    """Return the start of a run without a parent, with the data that it was trained on."""
     adopted = plan.adopted
     if adopted is None and not plan.megatron.get("pretrained_checkpoint"):
         return "random weights"
@@ -31,7 +31,7 @@ def beginning_text(plan: Plan) -> str:
 
 
 def step_tokens_text(plan: Plan) -> str:
-    """Tokens of a step, with the versions from which on they change: `1,024, 2,048 from v3 on`."""
+    """Return the tokens of a step, with the versions from which they change: `1,024, 2,048 from v3 on`."""
     first, *later = plan.batch_sizes.changes
     length, begins = plan.batch.seq_length, plan.timeline.begins
     names = {step: plan.versions[begins.index(step)].name for step, _ in later}

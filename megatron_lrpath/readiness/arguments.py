@@ -73,7 +73,7 @@ def all_neutral(extra: Sequence[str]) -> bool:
 def read(plan: Plan, run: Run, extra: Sequence[str]) -> Any:
     """Return the `PlannedRun` of a run that is started with these arguments."""
     quiet()
-    # Imports torch and Megatron, which nothing else here needs.
+    # Imported here: it imports torch and Megatron, which nothing else in this module needs.
     from megatron_lrpath.training.options.from_plan import with_arguments
 
     return with_arguments(plan, run, extra)

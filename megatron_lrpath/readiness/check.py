@@ -28,15 +28,15 @@ ANYWHERE, HERE, CLUSTER = "anywhere", "here", "cluster"
 
 @dataclass(frozen=True)
 class Request:
-    """What is about to be done with a plan.
+    """The planned use of a plan.
 
     Attributes:
-        paradigms, runs: what of it; with `runs` those and their ancestors.
-        fine_tunings: None without any, "only" for those alone.
+        paradigms, runs: the selection; with `runs` those runs and their ancestors.
+        fine_tunings: None without fine-tunings, "only" for fine-tunings alone.
         extra: Megatron arguments in addition to the plan's.
-        device, nproc: of the processes, where they are to start here; None leaves their number open.
+        device, nproc: of the processes, if they are to start here; `nproc` None: their number is open.
         evaluate: whether the versions are evaluated at the end.
-        where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (the files alone count).
+        where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (only files are checked).
     """
 
     paradigms: tuple[str, ...] = PARADIGMS
@@ -49,7 +49,7 @@ class Request:
     where: str = HERE
 
     def tasks(self, plan: Plan) -> list[Task]:
-        """The trainings that are asked for, parents before children."""
+        """Return the requested trainings, parents before children."""
         tasks = build_tasks(plan, self.paradigms, fine_tunings=self.fine_tunings is not None)
         if not self.runs:
             return tasks
@@ -57,13 +57,13 @@ class Request:
         return [task for task in tasks if task.key in wanted]
 
     def todo(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of them that are not complete."""
+        """Return the tasks that are not complete and of the requested kind."""
         return [
             task for task in tasks if not task.complete and (task.run.is_sft or self.fine_tunings != "only")
         ]
 
     def tunes(self, plan: Plan) -> bool:
-        """Whether fine-tunings of the plan are asked for."""
+        """Return whether fine-tunings of the plan are requested."""
         named = not self.runs or any(name.startswith("sft") for name in self.runs)
         return bool(
             self.fine_tunings and named and plan.sft and set(plan.sft.paradigms) & set(self.paradigms)
@@ -71,11 +71,11 @@ class Request:
 
 
 def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = None) -> list[Finding]:
-    """Every check, in seconds; no run's folder is written to and no process started.
+    """Run every check, in seconds; write to no run's folder and start no process.
 
     Args:
         plan: the plan.
-        request: what is about to be done with it.
+        request: the planned use of it.
         known: fingerprints of datasets that were read for other plans.
 
     Raises:
@@ -126,7 +126,7 @@ def require_ready(plans: Iterable[Plan], request: Request) -> None:
     """Check the plans before any process starts; print warnings and notes.
 
     Raises:
-        UserError: everything that is wrong, in one message.
+        UserError: lists all problems in one message.
     """
     known: dict[Path, str] = {}
     found = [(plan, check_plan(plan, request, known)) for plan in plans]
@@ -144,7 +144,7 @@ def tell(findings: Iterable[Finding]) -> None:
 
 
 def refuse(found: Sequence[tuple[Plan, Sequence[Finding]]], missing_too: bool = True) -> None:
-    """Raise UserError with all that failed; without `missing_too` files that are not there do not count."""
+    """Raise UserError with all failed findings; without `missing_too`, missing files do not count."""
     messages = []
     told: set[str] = set()
     for plan, findings in found:

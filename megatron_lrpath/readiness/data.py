@@ -1,5 +1,6 @@
-"""A plan's data before the start: whole, unchanged slices, enough for the remaining steps; the tokenizer that made
-them; the data of its fine-tuning."""
+"""Check a plan's data before the start: complete, unchanged slices, long enough for the remaining steps;
+their tokenizer; the data of its fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepie
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 from megatron_lrpath.wording import listing
 
-DATA = "data"  # the name of what is found about slices and their sources
-LARGE_INDEX = 256 * 2**20  # bytes of an .idx that is not read whole before the start
+DATA = "data"  # the name of the findings about slices and their sources
+LARGE_INDEX = 256 * 2**20  # bytes of an .idx above which it is not completely read before the start
 DRAW = (
     "Draw it with tools/slice_versions.py, or say where the data are (`data` in the plan, submit's --data)."
 )
@@ -40,9 +41,9 @@ DRAW = (
 
 @dataclass
 class OpenedData:
-    """The slices of the versions that could be opened, by name, and a finding for each check.
+    """The opened slices of the versions, by name, and a finding for each check.
 
-    `known` are the fingerprints of the datasets that have been read, those of other plans too.
+    `known` are the fingerprints of the datasets that have been read, also for other plans.
     """
 
     slices: dict[str, Slice] = field(default_factory=dict)
@@ -57,13 +58,13 @@ def data_checks(
     renamed: Mapping[str, str] | None = None,
     known: dict[Path, str] | None = None,
 ) -> OpenedData:
-    """Whether the slices are whole, their sources unchanged, disjoint, and long enough for the runs `todo`.
+    """Check that slices are complete and disjoint, sources unchanged, and tokens enough for the runs `todo`.
 
     Args:
         plan: the plan.
         todo: the remaining trainings.
-        evaluate: whether the versions are evaluated at the end, so that there must be something to do it on.
-        renamed: versions that were trained under another name, with that name.
+        evaluate: whether the versions are evaluated at the end, which needs validation data.
+        renamed: the old names of versions that were trained under another name.
         known: see `OpenedData`.
     """
     opened = OpenedData(known={} if known is None else known)
@@ -71,7 +72,7 @@ def data_checks(
     count = max((run.version_index for run in runs), default=0)
     needed = [version.name for version in plan.versions[:count]]
     missing = []
-    for version in plan.versions:  # a version that no run needs any more records earlier data
+    for version in plan.versions:  # a version that no run needs any more has earlier data
         path = slice_path(plan.data.slices, version.name)
         if path.exists():
             opened.findings += open_slice(path, version.name, opened)
@@ -90,7 +91,7 @@ def data_checks(
 
 
 def open_slice(path: Path, name: str, opened: OpenedData) -> list[Finding]:
-    """Open a version's slice; what keeps it from being opened."""
+    """Open a version's slice; return a failed finding if that is impossible."""
     try:
         opened.slices[name] = Slice.load(path)
     except UserError as error:
@@ -99,7 +100,7 @@ def open_slice(path: Path, name: str, opened: OpenedData) -> list[Finding]:
 
 
 def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
-    """A finding about slices that are not there, if any."""
+    """Return a failed finding with the missing slices, if there are any."""
     if not missing:
         return []
     names = [str(path) for path in missing]
@@ -128,7 +129,7 @@ def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[S
 
 
 def validation_check(plan: Plan, path: Path, held_out: Slice) -> Finding:
-    """Whether a validation slice is long enough to tell something."""
+    """Check that a validation slice is long enough for a meaningful perplexity."""
     if not any(source.tokens > 1 for source in held_out.sources):
         found = f"{path} holds nothing to predict ({held_out.tokens:,} tokens)"
         return Finding("validation", FAILED, found, "Draw it with more text.")
@@ -141,7 +142,7 @@ def validation_check(plan: Plan, path: Path, held_out: Slice) -> Finding:
 def source_checks(
     used: Sequence[Slice], validation: Sequence[Slice], known: dict[Path, str]
 ) -> list[Finding]:
-    """Whether the datasets of the slices are unchanged, and no document is in two slices."""
+    """Check that the datasets of the slices are unchanged, and that no document is in two slices."""
     everything = [*used, *validation]
     if not everything:
         return []
@@ -156,7 +157,7 @@ def source_checks(
 
 
 def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
-    """Whether each version has the tokens that its steps need."""
+    """Check that each version has the tokens that its steps need."""
     length = plan.batch.seq_length
     needed = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     checks = []
@@ -198,9 +199,9 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
 
 
 def with_vocabulary(plan: Plan) -> Plan:
-    """The plan with the number of its tokenizer's tokens, for predictions of sizes; a usual one where it is not known.
+    """Return the plan with its tokenizer's number of tokens (assumed if unknown), for predictions of sizes.
 
-    It is no plan to train: the number is part of a run's identity only where the plan's file has it.
+    It must not be trained: the number is part of a run's identity only if the plan's file has it.
     """
     return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
 
@@ -216,7 +217,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; train one with tools/train_tokenizer.py")
         return sentencepiece_tokenizer(kind, path).vocab_size
-    # A name that is not a path is one of the hub, resolved by transformers when the training starts.
+    # A name that is not a path is a name on the hub, resolved by transformers when the training starts.
     return hugging_face_tokenizer(path).vocab_size if path.exists() else None
 
 

@@ -20,7 +20,7 @@ class Finding:
         status: OK, INFO, WARNING or FAILED.
         found: the result.
         advice: what to do, unless `found` includes that.
-        is_missing: whether a file is missing, which is no contradiction yet.
+        is_missing: whether a file is missing, which is not a contradiction yet.
     """
 
     name: str

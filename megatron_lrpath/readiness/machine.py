@@ -1,4 +1,4 @@
-"""Whether the machine and its disk have what a plan's runs take: GPUs, processes, memory, room, a place to write."""
+"""Check that the machine and its disk suffice for a plan's runs: GPUs, processes, memory, disk space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LITTLE_DISK = 10e9  # bytes
 def process_check(
     plan: Plan, device: str, nproc: int | None, extra: Sequence[str], left: Sequence[int] = ()
 ) -> Finding:
-    """Check that the machine has the processes of a run, and that they divide its batches, those `left` to train."""
+    """Check that the machine has a run's processes, and that they divide its batch sizes, or those `left`."""
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
@@ -46,7 +46,7 @@ def process_check(
 
 
 def optimizer_checks(plan: Plan, is_here: bool = True) -> list[Finding]:
-    """Whether the plan's optimizers can train as it asks; nothing for Megatron's own.
+    """Check that Megatron supports the plan's optimizers with its arguments; no finding for Megatron's own.
 
     If the plan is trained on this machine (`is_here`), their package must be installed.
     """
@@ -65,10 +65,10 @@ def optimizer_checks(plan: Plan, is_here: bool = True) -> list[Finding]:
 def memory_checks(
     plan: Plan, vocabulary: int, device: str = "auto", nproc: int | None = None, extra: Sequence[str] = ()
 ) -> list[Finding]:
-    """What a process has to hold, as predicted, against what its GPU (or this machine) has.
+    """Compare the predicted memory of a process with that of its GPU (or of this machine).
 
-    On GPUs also the host memory of a save. A state that alone is larger than the GPU, and a save that is larger than
-    the host, cannot work and are failures; the rest is doubtful.
+    On GPUs, also the host memory of a save. A state larger than the GPU, and a save larger than the host,
+    cannot work and are failures; everything else is a warning.
     """
     gpus = gpu_memory() if device != "cpu" else ()
     try:
@@ -81,10 +81,10 @@ def memory_checks(
 
 
 def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequence[str]) -> list[Finding]:
-    """The memory of each of `nproc` GPUs of `most` bytes, and of the host.
+    """Compare the predicted memory of each of `nproc` GPUs with its `most` bytes, and that of the host.
 
     Raises:
-        UserError: a model whose parameters cannot be counted.
+        UserError: the model's parameters cannot be counted.
     """
     extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
     one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
@@ -103,7 +103,7 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
 
 
 def host_check(needed: float, there: float) -> Finding:
-    """The host memory that a save or a load of all processes here takes, against what this machine has."""
+    """Compare the host memory for a save or a load of all processes here with that of this machine."""
     found = f"a save and a load take about {byte_size(needed)} of the host's memory (predicted)"
     if needed <= there:
         return Finding("host memory", OK, found)
@@ -112,14 +112,14 @@ def host_check(needed: float, there: float) -> Finding:
 
 
 def process_memory(plan: Plan, vocabulary: int) -> Finding:
-    """What a process alone would hold on the CPU, roughly.
+    """Compare the approximate memory of a single process on the CPU with that of this machine.
 
-    Weights, gradients and Adam's state (bf16: 18 bytes a parameter, fp32: 16), the activations of a micro batch with
-    an attention that keeps no s×s matrix (34·s·b·h bytes a layer in bf16, Korthikanti et al., arXiv 2205.05198), and
-    the logits in fp32.
+    Weights, gradients and Adam's state (bf16: 18 bytes a parameter, fp32: 16), the activations of a micro
+    batch with an attention without an s×s matrix (34·s·b·h bytes a layer in bf16, Korthikanti et al., arXiv
+    2205.05198), and the logits in fp32.
 
     Raises:
-        UserError: a model whose parameters cannot be counted.
+        UserError: the model's parameters cannot be counted.
     """
     model = resolve_model(plan.model)
     parameters = parameter_count(model, vocabulary)
@@ -143,7 +143,7 @@ def process_memory(plan: Plan, vocabulary: int) -> Finding:
 def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -> Finding:
     """Compare the free disk space at the output with the size of the checkpoints that the runs will add.
 
-    `waits`: the runs wait for room here, while a job ends at once.
+    `waits`: whether runs wait for disk space, as they do here; a job ends instead.
     """
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
     try:
@@ -156,7 +156,7 @@ def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -
 
 
 def disk_check(folder: Path, needed: float, waits: bool = False) -> Finding:
-    """Free space where `folder` is or will be, against what is needed."""
+    """Compare the free space at `folder`, which need not exist, with the needed space (bytes)."""
     free = shutil.disk_usage(existing(folder)).free
     found = f"{byte_size(free)} free at {folder}"
     if needed:
@@ -170,7 +170,7 @@ def disk_check(folder: Path, needed: float, waits: bool = False) -> Finding:
 
 
 def output_check(output: Path) -> Finding:
-    """Whether the output is a folder, or can be made one, and may be written to."""
+    """Check that the output is a writable folder, or can be created."""
     there = existing(output)
     if not there.is_dir():
         advice = "Move it away, or give the plan another `output`."

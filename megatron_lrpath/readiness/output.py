@@ -26,7 +26,7 @@ from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.wording import listing, plural
 
 GO_BACK = "Restore those settings, or set another `output` in the plan to train again."
-SHOWN = 4  # differences of a run that the message names
+SHOWN = 4  # maximum number of a run's differences in the message
 
 
 def identity_checks(
@@ -63,7 +63,7 @@ def identity_checks(
 
 
 def shortened(found: Sequence[str]) -> str:
-    """Return the first difference, and the number of the others."""
+    """Return the first `SHOWN` differences, and the number of the others."""
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
@@ -100,7 +100,7 @@ def mixed(plan: Plan, run: Run) -> list[Slice]:
     """Return the slices of a branch's mix; none if one is missing."""
     try:
         return open_mix(plan.data, run.mix, verify=False) if run.mix else []
-    except UserError:  # reported by the checks of the data
+    except UserError:  # the checks of the data report it
         return []
 
 
@@ -110,7 +110,7 @@ def chats(plan: Plan, run: Run, stored: Mapping[str, Any]) -> Any:
         return None
     try:
         return open_prepared(plan, verify=False).identity
-    except UserError:  # preparing them reports the error
+    except UserError:  # the preparation reports it
         return stored.get("sft_data")
 
 
@@ -138,7 +138,7 @@ def parent_checks(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> li
 
 
 def archived(plan: Plan, task: Task, parent: Task) -> Finding | None:
-    """That the parent's checkpoint is in the archive, or why that is not known; None where it is not there."""
+    """Return a finding if the archive has the parent's checkpoint, or that is unknown; otherwise None."""
     name = f"parent of {task.key}"
     try:
         archive = Archive.of(plan)
@@ -224,7 +224,7 @@ def renamed_versions(plan: Plan) -> list[Renamed]:
 
 
 def trained_versions(output: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Return every run in the output with a checkpoint, with the names of the versions that it has reached."""
+    """Yield every run in the output with a checkpoint, with the names of the versions that it has reached."""
     for folder in sorted(output.glob("*/*")):
         lineage: dict[str, Any] = {}
         if not folder.is_symlink() and folder.is_dir() and is_bound(folder):
@@ -236,7 +236,7 @@ def trained_versions(output: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def renamed_checks(plan: Plan, renamed: list[Renamed]) -> list[Finding]:
-    """Return the message about renamed versions.
+    """Return the findings on renamed versions, one for each.
 
     It is a failure if the main path has reached the version or its slice has the old name; otherwise the
     version can be a new one in the place of the old one.

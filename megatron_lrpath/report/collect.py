@@ -1,4 +1,4 @@
-"""Reads the folders of a plan's runs, and lists what is missing; nothing is filled in."""
+"""Read the folders of a plan's runs, and list what is missing; nothing is filled in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_lrpath.wording import listing, plural
 
 @dataclass(frozen=True)
 class Score:
-    """One model on some text: mean loss in nats per token, its exponential, and how many tokens were read."""
+    """One model on some text: mean loss in nats per token, its exponential, and the number of tokens."""
 
     loss: float
     perplexity: float
@@ -34,10 +34,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The model of step `step` on the whole validation set and on each domain.
+    """The evaluation of the model of step `step` on the whole validation set and on each domain.
 
-    `sets` are the same of the validation sets of later deliveries, the whole under "". `answers` are the held-out
-    answers of a fine-tuning; `digest` is that of the file's content.
+    `sets` are evaluations on the validation sets of later deliveries, of a whole set under "". `answers` are
+    the held-out answers of a fine-tuning; `digest` is that of the file's content.
     """
 
     step: int
@@ -50,9 +50,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run of the plan and what its folder holds.
+    """One run of the plan and the content of its folder.
 
-    `evaluation` is of the run's last step, or None; one of another step is not taken and named in `problems`.
+    `evaluation` is of the run's last step, or None; an evaluation of another step is listed in `problems`.
     """
 
     run: Run
@@ -79,7 +79,7 @@ class RunRecord:
         return trained_tokens(self.lineage, self.state.step)
 
     def recorded(self, name: str) -> list[dict[str, Any]]:
-        """The lineage's entries under `name` (`starts`, `skipped`); what is no mapping is left out."""
+        """Return the lineage's entries under `name` (`starts`, `skipped`) that are mappings."""
         found = self.lineage.get(name)
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
@@ -94,23 +94,23 @@ class RunTree:
 
     @property
     def paradigms(self) -> tuple[str, ...]:
-        """The paradigms that are shown, in the tables' order."""
+        """The shown paradigms, in the tables' order."""
         return tuple(self.records)
 
     def __iter__(self) -> Iterator[RunRecord]:
-        """Every training once: a run that two paradigms share comes under the first alone."""
+        """Yield every training once: a run that two paradigms share comes only under the first."""
         once: dict[str, RunRecord] = {}
         for record in itertools.chain.from_iterable(self.records.values()):
             once.setdefault(record.label, record)
         return iter(once.values())
 
     def model_of(self, paradigm: str, version: str) -> RunRecord | None:
-        """The run whose last step is that version's model; None where the paradigm has none."""
+        """Return the run whose last step is that version's model; None if the paradigm has none."""
         found = (r for r in self.records[paradigm] if r.run.version == version and r.run.makes_version)
         return next(found, None)
 
     def evaluated(self) -> Iterator[tuple[str, str, RunRecord, Evaluation]]:
-        """Paradigm, version, run and evaluation of every version's model that has one, in the tables' order."""
+        """Yield paradigm, version, run and evaluation of every evaluated model, in the tables' order."""
         for paradigm in self.paradigms:
             for version in self.plan.versions:
                 record = self.model_of(paradigm, version.name)
@@ -119,18 +119,18 @@ class RunTree:
 
     @property
     def compared(self) -> list[str]:
-        """The versions that the tables compare: all but the first, as in the paper (a lone first stays).
+        """The versions that the tables compare: all but the first, as in the paper; a single version is kept.
 
-        A single paradigm is compared with none, so that its first version is shown, too.
+        With a single paradigm there is no comparison, so its first version is included, too.
         """
         names = [version.name for version in self.plan.versions]
         return names if len(self.paradigms) == 1 else names[1:] or names
 
 
 def collect(plan: Plan, paradigms: Sequence[str] | None = None) -> RunTree:
-    """Read the runs' folders under the plan's output; UserError when there is no such folder.
+    """Read the runs' folders under the plan's output. Raise UserError if the output does not exist.
 
-    `paradigms` None: those that the plan is reported for (`runs.tasks.named_paradigms`).
+    `paradigms` None: those of the plan's report (`runs.tasks.named_paradigms`).
     """
     output = Path(plan.output)
     if not output.is_dir():
@@ -166,7 +166,7 @@ def _record(plan: Plan, run: Run) -> RunRecord:
 
 
 def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | None:
-    """The evaluation of the run's last step; one of another step is noted and not taken, an old one noted."""
+    """Return the evaluation of the run's last step, or None; add a problem if it is not up to date."""
     path = RunFolder(folder).evaluation
     value = read_json_object(path, problems)
     if value is None:
@@ -202,14 +202,14 @@ def _score(value: dict[str, Any]) -> Score:
 
 @dataclass(frozen=True)
 class Gap:
-    """A missing part in words, and the command that makes it (empty if there is none)."""
+    """A missing part as text, and the command that produces it (empty if there is none)."""
 
     text: str
     command: str = ""
 
 
 def gaps(tree: RunTree) -> list[Gap]:
-    """Everything that is missing or damaged; nothing where the report is whole."""
+    """Return everything that is missing or damaged; [] if the report is complete."""
     found = []
     unfinished = [record for record in tree if not record.state.complete]
     trained = [record for record in tree if record.state.complete and record.run.makes_version]
@@ -239,6 +239,6 @@ def gaps(tree: RunTree) -> list[Gap]:
 
 
 def next_command(plan: Path, command: str = "run") -> str:
-    """What trains or evaluates the rest; from a job of Slurm's, other jobs do both."""
+    """Return the command that trains or evaluates the rest; within a Slurm job, `lrpath submit` for both."""
     command = "submit" if os.environ.get("SLURM_JOB_ID") else command
     return f"lrpath {command} {shlex.quote(str(plan))}"

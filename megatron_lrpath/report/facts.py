@@ -1,4 +1,4 @@
-"""What was planned and with what it was trained, as label and value; and the versions' data as a table."""
+"""The plan and the settings of its training, as label and value; and the versions' data as a table."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from megatron_lrpath.wording import MISSING, hours_text, listing, plural, short_
 
 
 def facts(tree: RunTree) -> dict[str, str]:
-    """Label and value of every line of the summary; what the runs' lineage does not record is left out."""
+    """Return label and value of every line of the summary; facts that no lineage records are omitted."""
     plan, model = tree.plan, tree.plan.model
     starts = [start for record in tree for start in record.recorded("starts")]
     alphas = ", ".join(f"{one.name}: {one.alpha:g}" for one in plan.versions if one.alpha is not None)
     schedule, times = plan.schedule, [str(one["time"]) for one in starts if one.get("time")]
     commits = dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit"))
     span = [time[:16].replace("T", " ") for time in (min(times), max(times))] if times else []
-    packages: dict[str, dict[str, None]] = {}  # several versions of one where runs differ
+    packages: dict[str, dict[str, None]] = {}  # several versions of a package if runs differ
     for start in starts:
         recorded = start.get("packages")
         for name, version in (recorded if isinstance(recorded, dict) else {}).items():
@@ -75,13 +75,13 @@ def facts(tree: RunTree) -> dict[str, str]:
 
 
 def as_trained(tree: RunTree, name: str, text: Callable[[Any], str], planned: str | None = None) -> str:
-    """A setting as the runs were trained with it, in words; several where they differ.
+    """Return a setting with which the runs were trained as text; several texts if they differ.
 
     Args:
         tree: the runs.
         name: the setting in a run's identity.
-        text: the words for a value of it.
-        planned: the words for the plan's value (default: `text` of it).
+        text: returns the text for a value of it.
+        planned: the text for the plan's value (default: `text` of it).
     """
     own = run_identity(tree.plan, tree.plan.main)[name]
     words = {json_digest(own): text(own) if planned is None else planned}
@@ -109,7 +109,7 @@ def _tokenizer(facts: Mapping[str, Any]) -> str:
 
 
 def _hours(tree: RunTree) -> str:
-    """Processes times hours of the recorded steps; empty if the lineage of a run does not record them."""
+    """Return processes times hours of the recorded steps; empty if a run's lineage lacks its processes."""
     hours: dict[str, float] = {}
     for record in (*tree, *tree.tuned):
         starts = record.recorded("starts")
@@ -124,7 +124,7 @@ def _hours(tree: RunTree) -> str:
 
 
 def subtitle(tree: RunTree) -> str:
-    """The plan in a line: model, schedule, α, versions and their tokens."""
+    """Return the plan in a line: model, schedule, α, versions and their tokens."""
     plan = tree.plan
     tokens = version_tokens(plan)
     sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
@@ -139,12 +139,12 @@ def subtitle(tree: RunTree) -> str:
 
 
 def version_tokens(plan: Plan) -> list[int]:
-    """The tokens of each version's steps."""
+    """Return the tokens of each version's own samples."""
     return [plan.samples_of(index) * plan.batch.seq_length for index in range(len(plan.versions))]
 
 
 def data_table(tree: RunTree) -> Table:
-    """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
+    """Return each version's steps, trained tokens and slice's tokens, by domain if there are several."""
     plan = tree.plan
     folder = Path(plan.data.slices)
     opened = {one.name: _opened(Slice.load, slice_path(folder, one.name)) for one in plan.versions}
@@ -177,10 +177,10 @@ def data_table(tree: RunTree) -> Table:
 
 
 def unmeasured(plan: Plan) -> str:
-    """Which versions' text no validation set is drawn from, as a sentence; empty where there are none.
+    """Return a sentence on the versions whose text no validation set is drawn from; empty if there are none.
 
-    A version counts as measured where some dataset of its slice is in a set. Versions or sets that are not here
-    are passed over.
+    A version counts as measured if a dataset of its slice is in a set. Versions or sets without a local file
+    are skipped.
     """
     measured = set().union(*(_datasets(path) or set() for path in validation_paths(plan.data)))
     of_version = {one.name: _datasets(slice_path(plan.data.slices, one.name)) for one in plan.versions}
@@ -205,7 +205,7 @@ def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
 
 
 def _opened[Source](load: Callable[[Source], Slice], source: Source) -> tuple[Slice | None, str]:
-    """The slice, or None and why it cannot be read: a report may be made away from the data."""
+    """Return the slice, or None and the reason: a report may be made on a machine without the data."""
     try:
         return load(source), ""
     except (UserError, OSError) as error:
@@ -213,7 +213,7 @@ def _opened[Source](load: Callable[[Source], Slice], source: Source) -> tuple[Sl
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    """Megatron arguments as a list: a flag that is set by its name alone, others with their value."""
+    """Return Megatron arguments as a list: a flag by its name alone, others with their value."""
     return ", ".join(
         f"no {name}" if value is False else name if value is True else f"{name} {value}"
         for name, value in arguments.items()
@@ -221,7 +221,7 @@ def _arguments(arguments: dict[str, Any]) -> str:
 
 
 def _parameters(plan: Plan) -> str:
-    """The model's parameters; without the embeddings where the vocabulary's size cannot be found out here."""
+    """Return the number of the model's parameters; without embeddings if the vocabulary's size is unknown."""
     vocabulary = _vocabulary(plan)
     try:
         number = short_number(parameter_count(resolve_model(plan.model), vocabulary or 0))
@@ -232,7 +232,7 @@ def _parameters(plan: Plan) -> str:
 
 
 def _vocabulary(plan: Plan) -> int | None:
-    """The plan's vocabulary size, or that of its SentencePiece model where the file is here."""
+    """Return the plan's vocabulary size, or that of an existing SentencePiece model; otherwise None."""
     if plan.tokenizer.vocab_size is not None:
         return plan.tokenizer.vocab_size
     model = Path(plan.tokenizer.model or "")

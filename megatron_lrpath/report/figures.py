@@ -34,7 +34,7 @@ from megatron_lrpath.runs.results import main_path_evaluations
 from megatron_lrpath.wording import decimals
 
 MARKERS = 100
-"""Recorded rates shown as dots over the whole width; the line goes through all of them."""
+"""Number of recorded rates shown as dots over the whole width; the line goes through all of them."""
 
 
 def draw_rates(tree: RunTree) -> Drawing:
@@ -83,7 +83,7 @@ def draw_cost(tree: RunTree) -> Drawing | None:
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
     plan = tree.plan
-    # with this variant the next curve begins where one ends
+    # with this variant the next curve begins at the end of the last
     goes_on = paradigm == CPT.name and CPT_VARIANTS[plan.cpt_variant] == KEEP_MIN
     for record in tree.records[paradigm]:
         run, history, colour = record.run, record.history, run_colour(plan, record.run)
@@ -126,7 +126,7 @@ _COMPARED = (
     "and paradigms by their perplexities."
 )
 POINTS = 1500
-"""Points that a raw curve is drawn with at most; more would be thinner than the picture's dots."""
+"""Maximum number of points of a raw curve; more would be closer than the picture's dots."""
 
 
 def draw_losses(tree: RunTree) -> Drawing | None:
@@ -135,7 +135,7 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         return None
     with drawing_style():
         figure, panels = paradigm_panels(tree.plan, tree.paradigms, 0.6 + 2.6 * len(tree.paradigms))
-        raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs lie over one another
+        raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs overlap
         for paradigm, axes in panels.items():
             for record in tree.records[paradigm]:
                 _draw_run(axes, record, run_colour(tree.plan, record.run), window_of(tree), raw_alpha)
@@ -169,7 +169,7 @@ def window_of(tree: RunTree) -> int:
 
 
 def smoothed(values: Column, window: int) -> Column:
-    """Return the running mean over an odd number of values, centred, shorter at both ends.
+    """Return the running mean over an odd number of values, centered, shorter at both ends.
 
     Non-finite values (of a skipped step) are ignored; the mean of a window without finite values is NaN.
     """

@@ -81,7 +81,7 @@ class Report:
 
 
 def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None, left: str = "") -> Report:
-    """Read the plan's runs and build the report; raises UserError if the plan's output folder does not exist.
+    """Read the plan's runs and build the report; raise UserError if the plan's output folder does not exist.
 
     `paradigms` as in `collect`; `left` is the remaining training and its cost. The record of sources also
     names the evaluations of paradigms that are not shown, so that the report counts as current.

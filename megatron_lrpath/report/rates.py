@@ -52,7 +52,7 @@ class RateCheck:
 
     @property
     def equal(self) -> bool:
-        """Whether every rate equals the planned one up to rounding, and no step is outside of the run."""
+        """Return whether every rate equals the planned one up to rounding, and no step is outside."""
         return self.outside == 0 and (self.largest is None or self.largest.absolute <= self.limit)
 
 

@@ -1,4 +1,4 @@
-"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` writes."""
+"""The common part of the figures: look, panels, labels, file formats; and the figure of `lrpath advise`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
 LABEL_GROUND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.75}
 WIDTH = 9.6
-"""Inches; the page draws the figures at its own width, so this sets the size of the letters alone."""
+"""Inches; the page draws the figures at its own width, so this only determines the size of the letters."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -69,7 +69,7 @@ class Drawing:
     """A finished figure: its short name (of files and ids), title, caption, both forms and data.
 
     `data` is the CSV's text, `caption` plain text, `svg` markup that is safe in an HTML page, unless it was
-    read from a file (`from_file`): then it is shown as an image, in which nothing runs and nothing is loaded.
+    read from a file (`from_file`): then it is shown as an image, which cannot run or load anything.
     """
 
     name: str
@@ -91,30 +91,30 @@ def drawing_style() -> Iterator[None]:
 
 
 def darker(colour: str) -> str:
-    """The colour for letters: a pale line can be seen where pale letters cannot be read."""
+    """Return a darker color for letters, which would be hard to read in the color of a pale line."""
     return _mixed(colour, 0.0, 0.25)
 
 
 def _mixed(colour: str, towards: float, amount: float) -> str:
-    """`colour` with a share of black (`towards` 0) or white (1)."""
+    """Return `colour` mixed with a share of black (`towards` 0) or white (1)."""
     red, green, blue = ((1 - amount) * part + amount * towards for part in to_rgb(colour))
     return to_hex((red, green, blue))
 
 
 def version_shade(paradigm: str, index: int, versions: int) -> str:
-    """The paradigm's colour from light (version 1) to dark (the last); a lone version has the plain colour."""
+    """Return the paradigm's color, from light (version 1) to dark (the last); plain for a single version."""
     position = (index - 1) / (versions - 1) if versions > 1 else 0.5
     return _mixed(COLOURS[paradigm], 1.0 if position < 0.5 else 0.0, 0.42 * abs(1 - 2 * position))
 
 
 def run_colour(plan: Plan, run: Run) -> str:
-    """The version's shade of the paradigm's colour; the main path's is grey."""
+    """Return the version's shade of the paradigm's color; gray for the main path."""
     count = len(plan.versions)
     return version_shade(run.paradigm, run.version_index, count) if run.makes_version else SOFT
 
 
 def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
-    """A figure (`height` in inches) of a panel for each paradigm over training steps, with titles and version ends."""
+    """Return a figure (`height` in inches) with a panel over steps, title and version ends per paradigm."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     column = figure.subplots(len(paradigms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, paradigm in zip(column, paradigms, strict=True):
@@ -128,7 +128,7 @@ def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tupl
 
 
 def rate_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes], float]:
-    """Panels of learning rates, see `paradigm_panels`, and the power of 10 that is their unit."""
+    """Return panels of learning rates, see `paradigm_panels`, and the power of 10 that is their unit."""
     figure, panels = paradigm_panels(plan, paradigms, height)
     power = math.floor(math.log10(plan.highest_rate))
     label = f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
@@ -155,26 +155,26 @@ def write_label(
     align: tuple[str, str] = ("center", "bottom"),
     **look: Any,
 ) -> None:
-    """Write in bold letters next to a point, `offset` from it in typographic points; `look` as of `annotate`."""
+    """Write in bold letters next to a point, at `offset` in typographic points; `look` as for `annotate`."""
     look |= {"ha": align[0], "va": align[1], "color": darker(colour), "fontweight": "bold"}
     axes.annotate(text, place, xytext=offset, textcoords="offset points", bbox=LABEL_GROUND, **look)
 
 
 def mark_versions(axes: Axes, ends: list[int]) -> None:
-    """Faint upright lines where a version's data end, all but the last."""
+    """Draw thin vertical lines at the ends of the versions' data, except the last."""
     for end in ends[:-1]:
         axes.axvline(end, color="#b6bec8", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0.5)
 
 
 def finished(figure: Figure, name: str, title: str, caption: str, data: str) -> Drawing:
-    """Lay the figure out once and put it into both forms."""
+    """Lay the figure out once and convert it to both formats."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return Drawing(name, title, caption, to_svg(figure, name, caption), to_png(figure), data)
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline `<svg>`: scales with its place, uses the page's font, has ids of its own."""
+    """Return the figure as an inline `<svg>`: scales with its place, has the page's font and unique ids."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -193,18 +193,18 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG of 160 dots per inch."""
+    """Return the figure as a PNG with 160 dots per inch."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
     return stream.getvalue()
 
 
-ADVICE = "advice"  # of the folder in the plan's output, and of the files in it
+ADVICE = "advice"  # the name of the folder in the plan's output, and of the files in it
 
 
 @dataclass(frozen=True)
 class SavedAdvice:
-    """The sentences of an advice, when it was given (text), and its figure."""
+    """The sentences of an advice, its time (text), and its figure."""
 
     written: str
     sentences: tuple[str, ...]
@@ -212,9 +212,9 @@ class SavedAdvice:
 
 
 def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Path:
-    """Write the advice next to the plan's runs, `facts` (JSON values) with it; the folder.
+    """Write the advice with its `facts` (JSON values) next to the plan's runs; return the folder.
 
-    An earlier one is replaced. The sentences are written last: without them there is no advice.
+    An earlier advice is replaced. The sentences are written last: without them there is no advice.
     """
     folder = Path(plan.output) / ADVICE
     atomic_write_text(folder / f"{ADVICE}.svg", advice.drawing.svg)
@@ -226,7 +226,7 @@ def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Pa
 
 
 def read_advice(plan: Plan) -> SavedAdvice | None:
-    """The advice that was given last; None where there is none, or where it cannot be read."""
+    """Return the last advice; None if there is none, or it cannot be read."""
     folder = Path(plan.output) / ADVICE
     text = read_json_object(folder / f"{ADVICE}.json")
     try:

@@ -17,16 +17,16 @@ from megatron_lrpath.runs.breaks import breaks_told
 from megatron_lrpath.runs.rewinds import rewinds_told
 from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
-SKIPPED_SHOWN = 10  # steps of a run
+SKIPPED_SHOWN = 10  # number of steps for a run
 Scores = dict[tuple[str, str], float]
 """(paradigm, version) -> perplexity, for the models that have one."""
 
-FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
+FORMULA = ("=", "+", "-", "@")  # first characters of a formula in a spreadsheet
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; `best` is bold, `opens` begins a group of rows, `paradigm` sets its colour.
+    """A cell's text; `best` is bold, `opens` begins a group of rows, `paradigm` sets its color.
 
     Prose is wrapped and keeps its line ends; other cells stay on one line.
     """
@@ -49,8 +49,8 @@ class Table:
 
 
 def perplexities(tree: RunTree, domain: str = "", of_set: str = "") -> Scores:
-    """Perplexities of each version's model on a whole validation set (the first), or one domain; missing ones
-    are omitted.
+    """Return the perplexities of each version's model on a whole validation set (the first), or one domain;
+    missing ones are omitted.
     """
     found: Scores = {}
     for paradigm, version, _, evaluation in tree.evaluated():
@@ -103,7 +103,7 @@ def main_table(tree: RunTree) -> Table:
 
 def domain_table(tree: RunTree) -> Table | None:
     """Return the same for every domain of the validation set; None if no evaluation names domains."""
-    sizes: dict[str, int] = {}  # in tokens, in the order in which evaluations name the domains first
+    sizes: dict[str, int] = {}  # in tokens, in the order in which the evaluations first contain the domains
     for record in tree:
         for name, score in (record.evaluation.domains if record.evaluation else {}).items():
             sizes.setdefault(name, score.tokens)
@@ -133,7 +133,7 @@ def set_table(tree: RunTree) -> Table | None:
 
 
 def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
-    """Return for each paradigm its cells: the label (of the group, once), its name, a perplexity for each
+    """Yield for each paradigm its cells: the label (of the group, once), its name, a perplexity for each
     compared version.
     """
     places = decimals(list(scores.values()))
@@ -293,7 +293,7 @@ def csv_cell(value: object) -> object:
         return ""
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", " ")  # which Python's writer leaves unquoted
+    text = value.replace("\r", " ")  # Python's writer does not quote it
     return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 

@@ -1,4 +1,4 @@
-"""The trials of a plan in tables, figures and sentences: `lrpath probe` and `lrpath audition`."""
+"""The trials of a plan as tables, figures and sentences: `lrpath probe` and `lrpath audition`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_lrpath.wording import MISSING, decimals, listing, plural
 
 @dataclass(frozen=True)
 class TrialPart:
-    """A trial in the report: title, sentences, table, and the figure where there is a difference to draw."""
+    """A trial in the report: title, sentences, table, and the figure if there are several candidates."""
 
     title: str
     sentences: tuple[str, ...]
@@ -27,13 +27,13 @@ class TrialPart:
 
 
 def trial_parts(plan: Plan) -> list[TrialPart]:
-    """All trials in the plan's output that have something measured."""
+    """Return all trials in the plan's output with a measurement."""
     found = [compare(plan, trial) for trial in trials_of(plan)]
     return [trial_part(plan, one) for one in found if one.texts]
 
 
 def trial_part(plan: Plan, comparison: Comparison) -> TrialPart:
-    """One trial."""
+    """Return the part of one trial."""
     trial = comparison.trial
     return TrialPart(
         title=f"{trial.kind.capitalize()} from step {trial.begin:,} ({trial.name})",
@@ -44,7 +44,7 @@ def trial_part(plan: Plan, comparison: Comparison) -> TrialPart:
 
 
 def design(plan: Plan, trial: Trial) -> str:
-    """What is trained, in a sentence."""
+    """Return a sentence on the branches that are trained."""
     held = trial.steps - trial.decay
     how = f"{held:,} at its rate and {trial.decay:,} of decay" if held else "all of decay"
     return (
@@ -55,7 +55,7 @@ def design(plan: Plan, trial: Trial) -> str:
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """What the trial shows and what to do, as sentences."""
+    """Return sentences on the results of the trial and what to do."""
     trial, whole = comparison.trial, comparison.texts.get(WHOLE, {})
     lines = []
     if comparison.missing:
@@ -78,7 +78,7 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def rate_advice(comparison: Comparison) -> list[str]:
-    """What to write into the plan for the next versions after a probe."""
+    """Return what to write into the plan for the next versions after a probe."""
     trial, whole = comparison.trial, comparison.texts[WHOLE]
     found, lines = comparison.best_rate, []
     rates = [candidate.rate for candidate in trial.candidates]
@@ -97,7 +97,7 @@ def rate_advice(comparison: Comparison) -> list[str]:
 
 
 def data_advice(comparison: Comparison) -> list[str]:
-    """What to write into the plan after an audition, and on which texts the choice costs something."""
+    """Return what to write into the plan after an audition, or on which texts the best one is worse."""
     trial = comparison.trial
     best = next(c for c in trial.candidates if c.name == comparison.best)
     gaps = {text: candidates[best.name].difference for text, candidates in comparison.texts.items()}
@@ -118,7 +118,7 @@ def data_advice(comparison: Comparison) -> list[str]:
 
 
 def trial_table(comparison: Comparison) -> Table:
-    """A row for each candidate and text: perplexity, and the difference from the first candidate."""
+    """Return a row for each candidate and text: perplexity, and the difference from the first candidate."""
     trial, texts = comparison.trial, comparison.texts
     known = [one.perplexity for candidates in texts.values() for one in candidates.values()]
     places = decimals(known) if known else 0
@@ -137,7 +137,7 @@ def trial_table(comparison: Comparison) -> Table:
 
 
 def row(name: str, text: str, one: Measured, places: int) -> tuple[Cell, ...]:
-    """A candidate on one text; `name` is empty below the candidate's first row."""
+    """Return the row of a candidate on one text; `name` is empty below the candidate's first row."""
     gap = one.difference
     difference, bounds = ("", "") if gap is None else (percent(gap.middle), bounds_text(gap) or MISSING)
     return (
@@ -150,22 +150,22 @@ def row(name: str, text: str, one: Measured, places: int) -> tuple[Cell, ...]:
 
 
 def bounds_text(gap: Difference) -> str:
-    """`[+0.20%, +0.42%]`, empty where the interval is unknown."""
+    """Format an interval: `[+0.20%, +0.42%]`, empty if it is unknown."""
     return "" if gap.low is None or gap.high is None else f"[{percent(gap.low)}, {percent(gap.high)}]"
 
 
 def difference_text(gap: Difference) -> str:
-    """`+0.31% [+0.20%, +0.42%]`."""
+    """Format a difference: `+0.31% [+0.20%, +0.42%]`."""
     return f"{percent(gap.middle)} {bounds_text(gap)}".rstrip()
 
 
 def percent(share: float) -> str:
-    """A signed share in percent with two digits."""
+    """Format a signed share in percent with two decimals."""
     return f"{100 * share:+.2f}%".replace("-", "−")
 
 
 def draw_differences(comparison: Comparison) -> Drawing:
-    """A row for each candidate and text: the difference in perplexity with its interval."""
+    """Draw a row for each candidate and text: the difference in perplexity with its interval."""
     trial = comparison.trial
     others = trial.candidates[1:]
     height = 0.9 + 0.32 * len(others) * max(1, len(comparison.texts))
@@ -191,7 +191,7 @@ def draw_differences(comparison: Comparison) -> Drawing:
 
 
 def draw_rows(axes: Axes, rows: list[tuple[Any, ...]]) -> None:
-    """The points with their bars, the first row on top."""
+    """Draw the points with their intervals, the first row on top."""
     for place, (_, _, middle, low, high) in enumerate(rows):
         if low is not None and high is not None:
             axes.plot([100 * low, 100 * high], [place, place], color=SOFT, linewidth=2.4)

@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: copied there file by file, compared with their manifests, and fetched again."""
+"""Copy checkpoints to an object store file by file, compare them with their manifests, and fetch them."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.wording import byte_size
 
 BUCKET_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # names in fsspec
-FETCHING = ".fetching"  # ends the name of a checkpoint that is not fetched whole
+FETCHING = ".fetching"  # suffix of a checkpoint that is not completely fetched
 
 type Note = Callable[[str], None]
 
 
 def _silent(text: str) -> None:
-    """Note nothing."""
+    """Discard the message."""
 
 
 @dataclass(frozen=True)
 class Archive:
     """A folder of an object store, `URL/<paradigm>/<run>/iter_N/<file>`.
 
-    A checkpoint is complete there when its manifest is, which is written last. Every method raises UserError where the
-    store does not answer, or refuses; what was done by then stays, and the call can be repeated.
+    A checkpoint is complete there when its manifest is, which is written last. Every method raises UserError
+    if the store does not answer or refuses; completed work is kept, and the call can be repeated.
     """
 
     url: str
@@ -58,15 +58,15 @@ class Archive:
 
     @classmethod
     def of(cls, plan: Plan) -> Archive | None:
-        """The archive that the plan names, None where it names none."""
+        """Return the archive of the plan; None if it has none."""
         return None if plan.archive is None else cls.open(plan.archive)
 
     @classmethod
     def open(cls, url: str) -> Archive:
-        """Open it; nothing is written.
+        """Open the store; write nothing.
 
         Raises:
-            UserError: the store's package is not installed, or the address is no address.
+            UserError: the store's package is not installed, or the address is invalid.
         """
         extra = "pip install 'megatron-lrpath[archive]'"
         try:
@@ -83,7 +83,7 @@ class Archive:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turn what a store raises into one message: each has errors of its own, which are not all OSErrors."""
+        """Convert the errors of a store to UserError: each store has its own, and not all are OSErrors."""
         try:
             yield
         except (UserError, KeyboardInterrupt):
@@ -97,18 +97,18 @@ class Archive:
             ) from None
 
     def place(self, key: str, step: int) -> str:
-        """Where a run's checkpoint is."""
+        """Return the path of a run's checkpoint."""
         return f"{self.root}/{key}/{checkpoint_folder(Path(), step).name}"
 
     @property
     def has_buckets(self) -> bool:
-        """Whether the store has no folders; there `makedirs` would create a bucket."""
+        """Return whether the store has no folders; `makedirs` would create a bucket there."""
         names = self.fs.protocol if isinstance(self.fs.protocol, tuple | list) else (self.fs.protocol,)
         return bool(set(names) & BUCKET_STORES)
 
     @cached_property
     def complete(self) -> Mapping[str, frozenset[int]]:
-        """The complete checkpoints by run, as they were at the first question."""
+        """The complete checkpoints by run, at the time of the first access."""
         with self._reached():
             found: dict[str, set[int]] = {}
             for name in self.fs.glob(f"{self.root}/*/*/iter_*/{MANIFEST}"):
@@ -119,11 +119,11 @@ class Archive:
         return {key: frozenset(steps) for key, steps in found.items()}
 
     def has(self, key: str, step: int) -> bool:
-        """Whether a checkpoint is complete there."""
+        """Return whether a checkpoint is complete there."""
         return step in self.complete.get(key, ())
 
     def manifest(self, key: str, step: int) -> dict[str, FileSum] | None:
-        """The files of a checkpoint that is complete there by name, None where it is not."""
+        """Return the files of a complete checkpoint by name; None if it is not complete there."""
         folder = self.place(key, step)
         with self._reached():
             try:
@@ -143,7 +143,7 @@ class Archive:
         Files of an interrupted copy are kept if they match the manifest.
 
         Raises:
-            UserError: the checkpoint is damaged or gone, or the archive has another one of this step.
+            UserError: the checkpoint is damaged or missing, or the archive has a different one of this step.
         """
         source, target = checkpoint_folder(root, step), self.place(key, step)
         try:
@@ -216,7 +216,7 @@ class Archive:
                 f"{folder}: {owner} fetches this checkpoint; call again when it is done"
             ) from None
         try:
-            if checkpoint_complete(root, step):  # the other process has finished
+            if checkpoint_complete(root, step):  # the other process has fetched it
                 shutil.rmtree(folder, ignore_errors=True)
                 return target
             self._copy_back(

@@ -1,4 +1,4 @@
-"""Breaks in a run: starts with other libraries, another device or another layout than the steps before.
+"""Breaks in a run: starts with other libraries, on another device or in another layout than the steps before.
 
 Between breaks, repeated steps are bit-identical; across a break they differ by rounding.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from megatron_lrpath.wording import listing
 
 COMPARED = ("megatron-core", "torch", "transformer-engine", "apex", "liger-kernel")
-"""The packages whose versions decide about roundings."""
+"""The packages whose versions affect rounding."""
 LAYOUT = (
     "tensor_model_parallel_size",
     "sequence_parallel",

@@ -1,12 +1,12 @@
-"""The checkpoints of a run on disk: which exist, which are complete, and the content of each; without torch.
+"""The checkpoints of a run on disk: their steps, their completeness, and their content; without torch.
 
 A checkpoint is written in `iter_0000010.saving`, gets `manifest.json` last, and is renamed to `iter_0000010`:
-what has that name and a manifest was complete when it was written. A damaged checkpoint is renamed to
+a folder with that name and a manifest was complete when it was written. A damaged checkpoint is renamed to
 `iter_0000010.damaged`; a checkpoint that retention removes is renamed to `iter_0000010.removing` first.
 
-The checksums are XXH3 (128 bits): of each file, and of each item (a stored piece of a tensor, or an object) in it,
-so that a reader of some items verifies those alone. They find every accident and cost a fraction of reading the
-file. They do not protect against a user who changes a checkpoint together with its manifest.
+The checksums are XXH3 (128 bits): of each file, and of each item (a stored piece of a tensor, or an object)
+in it, so that a reader of some items verifies only those. They detect every accident at a fraction of the
+time to read the file. They do not protect against a user who changes a checkpoint together with its manifest.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from megatron_lrpath.runs.folder import read_json_object
 from megatron_lrpath.sealed import unsealed, write_sealed
 
 MANIFEST = "manifest.json"
-RELEASE = "release"  # Megatron's folder of weights that no run trained; its manifest has step 0
+RELEASE = "release"  # Megatron's folder of imported weights; its manifest has step 0
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
 BLOCK = 64 * 1024  # bytes of a fingerprint's block
-MAXIMUM_ITEMS = 400_000  # of a manifest: about 30 MB of it; of larger checkpoints only the files are summed
+MAXIMUM_ITEMS = 400_000  # of a manifest: about 30 MB of it; larger checkpoints have only sums of files
 _SUM = re.compile("[0-9a-f]{32}")
 _ITEM = re.compile(r"(0|[1-9]\d{0,18})\+(0|[1-9]\d{0,18})")
 _RANK_FILE = re.compile(r"__(\d{1,9})_\d+\.distcp")
@@ -58,7 +58,7 @@ class FileSum:
 
 
 def item_key(offset: int, length: int) -> str:
-    """The name in a manifest of the item at `offset`, of `length` bytes."""
+    """Return the name in a manifest of the item at `offset`, of `length` bytes."""
     return f"{offset}+{length}"
 
 
@@ -80,7 +80,7 @@ def sum_file(path: Path, items: Iterable[tuple[int, int]] = ()) -> FileSum:
 
 
 class _ItemSums:
-    """Sums the items of a file whose content comes chunk by chunk."""
+    """Sums the items of a file whose content arrives chunk by chunk."""
 
     def __init__(self, items: Iterable[tuple[int, int]]) -> None:
         self.found: dict[str, str] = {}
@@ -88,7 +88,7 @@ class _ItemSums:
         self._digest = xxhash.xxh3_128()
 
     def update(self, chunk: memoryview, position: int) -> None:
-        """Take up the bytes of the file from `position` on."""
+        """Process the bytes of the file from `position` on."""
         end = position + len(chunk)
         while self._left and self._left[-1][0] < end:
             offset, length = self._left[-1]
@@ -108,7 +108,7 @@ def sum_files(
 
 
 def sum_entry(file: FileSum) -> dict[str, Any]:
-    """A file's entry in a manifest, which `file_sum` reads."""
+    """Return a file's entry in a manifest, which `file_sum` reads."""
     entry: dict[str, Any] = {"bytes": file.bytes, "xxh3_128": file.xxh3_128}
     return entry | {"items": dict(file.items)} if file.items else entry
 
@@ -123,10 +123,10 @@ def write_manifest(folder: Path, step: int, sums: Mapping[str, FileSum]) -> None
 
 
 def read_manifest(folder: Path) -> dict[str, FileSum]:
-    """The files of a checkpoint by name.
+    """Return the files of a checkpoint by name.
 
     Raises:
-        ManifestError: there is none, or it cannot be used.
+        ManifestError: the manifest is missing or damaged.
     """
     try:
         return _check_manifest(read_json(folder / MANIFEST), folder.name)
@@ -137,10 +137,10 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
 
 
 def parse_manifest(content: bytes, folder_name: str) -> dict[str, FileSum]:
-    """The files of a checkpoint by name, from the content of its manifest; `folder_name` is that of its folder.
+    """Return the files of a checkpoint by name, from the content of its manifest and the name of its folder.
 
     Raises:
-        ManifestError: it cannot be used.
+        ManifestError: the manifest is damaged.
     """
     try:
         return _check_manifest(parse_json(content), folder_name)
@@ -149,15 +149,15 @@ def parse_manifest(content: bytes, folder_name: str) -> dict[str, FileSum]:
 
 
 def _check_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
-    """Check a manifest's content for the folder it was found in; raises ValueError."""
+    """Return the files in a manifest's content for this folder. Raise ValueError if it is invalid."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
-    content, _ = unsealed(value)  # manifests of earlier versions have no checksum of their own
+    content, _ = unsealed(value)  # older manifests have no checksum of their own
     if unknown := content.keys() - {
         "format",
         "step",
         "files",
-    }:  # one changed bit would hide the checksum otherwise
+    }:  # otherwise one changed bit could hide the checksum
         raise ValueError(f"unknown fields {sorted(unknown)}")
     step, files = content.get("step"), content.get("files")
     own = isinstance(step, int) and folder_name.startswith(f"iter_{step:07d}")
@@ -169,7 +169,7 @@ def _check_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
 
 
 def file_sum(name: str, entry: object) -> FileSum:
-    """The sum of the file `name` from its entry in a manifest; raises ValueError."""
+    """Return the sum of the file `name` from its entry in a manifest. Raise ValueError if it is invalid."""
     if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
         raise ValueError(f"{name!r} is no file name")
     fields = entry if isinstance(entry, dict) else {}
@@ -187,7 +187,7 @@ def file_sum(name: str, entry: object) -> FileSum:
 
 
 def wrong_sizes(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
-    """What is missing or of another size, in words."""
+    """Return a text for each file that is missing or whose size differs."""
     found = []
     for name, expected in sums.items():
         try:
@@ -201,7 +201,7 @@ def wrong_sizes(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
 
 
 def wrong_content(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str]) -> list[str]:
-    """Which of `names` do not hold what was written, in words."""
+    """Return a text for each of `names` whose content differs from the sums."""
     found = []
     for name in names:
         try:
@@ -215,11 +215,11 @@ def wrong_content(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str
 
 
 def wrong_items(path: Path, expected: FileSum, items: Mapping[tuple[int, int], str]) -> list[str]:
-    """Which items of a file do not hold what was written, in words; nothing else of the file is read.
+    """Return a text for each item of a file that differs from its sum; read only the items.
 
     Args:
         path: the file.
-        expected: its sums in the manifest, with items.
+        expected: the file's sums in the manifest, with items.
         items: the name of each tensor or object, by (offset, length) in bytes.
     """
     found = []
@@ -237,7 +237,7 @@ def wrong_items(path: Path, expected: FileSum, items: Mapping[tuple[int, int], s
 
 
 def _sum_part(stream: IO[bytes], offset: int, length: int) -> str:
-    """The sum of a part of a file; of fewer bytes where the file ends before it does."""
+    """Return the sum of a part of a file; of fewer bytes if the file ends earlier."""
     digest = xxhash.xxh3_128()
     stream.seek(offset)
     while length and (content := stream.read(min(length, CHUNK))):
@@ -247,7 +247,7 @@ def _sum_part(stream: IO[bytes], offset: int, length: int) -> str:
 
 
 def share_of(rank: int, world: int, names: Collection[str]) -> list[str]:
-    """The files that `rank` of `world` sums: its own, as its node then has them in memory for loading."""
+    """Return the files that `rank` of `world` sums: its own, then in its node's memory for loading."""
     owners = {name: int(match[1]) if (match := _RANK_FILE.fullmatch(name)) else 0 for name in names}
     return sorted(name for name, owner in owners.items() if owner % world == rank)
 
@@ -259,7 +259,7 @@ _LEFTOVER = re.compile(rf"iter_\d{{7,18}}({re.escape(SAVING)}|{re.escape(REMOVIN
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
-    """Megatron's folder for the checkpoint of `step` under `root`."""
+    """Return Megatron's folder for the checkpoint of `step` under `root`."""
     return root / f"iter_{step:07d}"
 
 
@@ -269,20 +269,20 @@ def saving_folder(folder: Path) -> Path:
 
 
 def checkpoint_fingerprint(root: Path, step: int) -> str:
-    """The `files_fingerprint` of a checkpoint's files, by name."""
+    """Return the `files_fingerprint` of a checkpoint's files, in the order of their names."""
     return files_fingerprint(sorted(checkpoint_folder(root, step).iterdir()))
 
 
 def content_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint in `folder` without its manifest, by name."""
+    """Return the files of a checkpoint in `folder` without its manifest, in the order of their names."""
     return [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it.
+    """Return a digest of files in this order: each name and size, and 16 blocks of 64 KiB spread over it.
 
-    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
-    single flipped bit may (that is what checksums are for).
+    Small files are read completely. A checkpoint of other weights differs in every block and is detected; a
+    single flipped bit may not be (the checksums detect it).
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -296,12 +296,12 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def fingerprint_blocks(size: int) -> list[range]:
-    """The bytes of a file of `size` bytes that its fingerprint is made of."""
+    """Return the ranges of bytes that the fingerprint of a file of `size` bytes reads."""
     return [range(start, min(start + BLOCK, size)) for start in (size * number // 16 for number in range(16))]
 
 
 def present_fingerprint(root: Path, step: int) -> str | None:
-    """The fingerprint of a checkpoint, None where it is not there (any more)."""
+    """Return the fingerprint of a checkpoint; None if it does not exist."""
     try:
         return checkpoint_fingerprint(root, step)
     except OSError:
@@ -309,11 +309,11 @@ def present_fingerprint(root: Path, step: int) -> str | None:
 
 
 def checkpoint_complete(root: Path, step: int) -> bool:
-    """Whether the checkpoint of `step` under `root` is whole, so that a branch may start from it.
+    """Return whether the checkpoint of `step` under `root` is complete, so that a branch can start from it.
 
-    Ours have a manifest (its sums are checked on loading). Plain Megatron's checkpoints have none: of a
-    `torch_dist` checkpoint it writes `metadata.json` after everything else in the folder; for other formats
-    the tracker, moved on at the end, shows that the folder was finished.
+    This project's checkpoints have a manifest (its sums are checked on loading). Plain Megatron's have none:
+    it writes `metadata.json` of a `torch_dist` checkpoint after all other files in the folder; for other
+    formats the tracker, updated at the end, shows that the folder is complete.
     """
     folder = checkpoint_folder(root, step)
     if (folder / MANIFEST).is_file():
@@ -337,12 +337,12 @@ def require_checkpoint(root: Path, step: int) -> None:
 
 
 def complete_steps(root: Path) -> list[int]:
-    """The steps under `root` whose checkpoints are complete, ascending."""
+    """Return the steps under `root` whose checkpoints are complete, ascending."""
     return [step for step in steps_found(root) if checkpoint_complete(root, step)]
 
 
 def steps_found(root: Path) -> list[int]:
-    """The steps that have a folder under `root`, complete or not, ascending."""
+    """Return the steps that have a folder under `root`, complete or not, ascending."""
     return sorted(int(match[1]) for name in _names(root) if (match := _STEP_FOLDER.fullmatch(name)))
 
 

@@ -28,7 +28,7 @@ from megatron_lrpath.sealed import read_sealed, write_sealed
 
 VARIABLE = "LRPATH_FAILURE"  # environment variable with the file's path, set by the launcher
 MAX_BYTES = 64 * 1024
-MAX_CHARACTERS = 2000  # of the message
+MAX_CHARACTERS = 2000  # maximum length of the message
 
 USER, STOPPED, EXCEPTION, DIED, NOT_MET = "user", "stopped", "error", "died", "not-met"
 _HINTS = {9: ", possibly out of memory"}
@@ -66,14 +66,14 @@ class Failure:
 
     @property
     def again(self) -> str:
-        """Whether calling again can help, as a clause."""
+        """Advice on a retry, as a clause."""
         if self.calling_again_helps is False:
             return NO_USE
         return "call the same command again to continue"
 
     @property
     def may_follow_from_a_stop(self) -> bool:
-        """Whether it can be a mere consequence: a rank that received a signal while it started."""
+        """Return whether it can be only a consequence: a rank that received a signal while it started."""
         return self.kind != USER and (self.consequence or self.kind in (DIED, NOT_MET))
 
 
@@ -92,7 +92,7 @@ def read(path: Path | str | None) -> Failure | None:
         return None
     known = {name: row[name] for name in _TYPES if name in row}
     for name, value in known.items():
-        a_number_is_due = _TYPES[name] == int | None  # true and false are integers to Python
+        a_number_is_due = _TYPES[name] == int | None  # true and false are integers in Python
         if not isinstance(value, _TYPES[name]) or (isinstance(value, bool) and a_number_is_due):
             return None
     return Failure(**known)
@@ -259,5 +259,5 @@ def one_line(text: str) -> str:
 
 
 def now() -> str:
-    """The time in UTC to the second, ISO 8601."""
+    """Return the time in UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The path of each file of a run: every name in a run's folder and in a plan's output, and the reader of their JSON."""
+"""The path of each file in a run's folder and in a plan's output, and the reader of their JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_lrpath.sealed import read_sealed
 
 
 class Entry:
-    """A file or folder of this name in the folder whose attribute it is; gives its path."""
+    """A file or folder of this name in the folder whose attribute it is; returns its path."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -23,7 +23,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of the run in `path`; `docs/run-folder.md` describes when each is written and what it holds."""
+    """The files of the run in `path`; `docs/run-folder.md` describes their content and their writers."""
 
     path: Path
 
@@ -40,7 +40,7 @@ class RunFolder:
     completions = Entry("completions.json")  # runs.completions
     merged = Entry("merged.json")  # merge.preview
     logs = Entry("logs")
-    evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
+    evaluation_job = Entry("evaluation")  # contains the `logs` of the Slurm job that evaluates the run
     tensorboard = Entry("tensorboard")
     lock = Entry(LOCK_NAME)
 
@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def written_by_training(self) -> tuple[Path, ...]:
-        """The files that only the training writes, atomically: what a killed one left of them may be removed."""
+        """The files that only the training writes, atomically; leftovers of a killed one may be removed."""
         return self.lineage, self.history, self.result
 
 
@@ -80,17 +80,17 @@ class OutputFolder:
 
 
 def report_page(folder: Path) -> Path:
-    """The page of the report in `folder`."""
+    """Return the page of the report in `folder`."""
     return folder / "index.html"
 
 
 def report_sources(folder: Path) -> Path:
-    """The record of the evaluations that the report in `folder` was made from."""
+    """Return the record of the evaluations in the report in `folder`."""
     return folder / "made-from.json"
 
 
 def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or none that can be used.
+    """Return the JSON object in a file; None if the file is missing or cannot be used.
 
     Args:
         path: the file.
@@ -107,7 +107,7 @@ def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str,
 
 
 def inspect(folder: Path) -> tuple[list[str], list[str]]:
-    """A run's JSON files that cannot be used, in words, and the names of those without a checksum, of before."""
+    """Return the problems of a run's JSON files, and the names of older files without a checksum."""
     problems: list[str] = []
     unverified: list[str] = []
     for path in RunFolder(folder).sealed:

@@ -1,4 +1,4 @@
-"""A main path in another output that continues from a plan's checkpoint: links to its files, and its lineage."""
+"""Start a main path in another output from a plan's checkpoint: links to its files, and its lineage."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from megatron_lrpath.sealed import write_sealed
 
 
 def fork_main(source: Path, step: int, folder: Path, run: Run) -> None:
-    """Let `folder`, the main path `run` of another plan, begin with the checkpoint of `step` of the one in `source`.
+    """Let `folder`, another plan's main path `run`, begin with the checkpoint of `step` in `source`.
 
-    The two plans agree up to that step, which the trainer verifies by the lineage. A call that was interrupted is
-    completed by the next one; a folder with a lineage is left as it is.
+    The two plans agree up to that step, which the trainer verifies by the lineage. A repeated call completes
+    an interrupted one; a folder with a lineage is unchanged.
 
     Raises:
         UserError: the lineage in `source` is missing or cannot be read.
@@ -43,7 +43,7 @@ def fork_main(source: Path, step: int, folder: Path, run: Run) -> None:
 
 
 def take_over(checkpoint: Path, place: Path) -> None:
-    """Hard links to the files of a checkpoint: they take no room and stay when the original is removed.
+    """Create hard links to a checkpoint's files: they take no disk space and stay if the original is removed.
 
     Use a symbolic link to the folder if the file system has no hard links, or differs from the plan's.
     """
@@ -56,7 +56,7 @@ def take_over(checkpoint: Path, place: Path) -> None:
         unfinished.rename(place)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
-        place.unlink(missing_ok=True)  # a link to nothing
+        place.unlink(missing_ok=True)  # a broken link
         place.symlink_to(
             os.path.relpath(checkpoint.resolve(), place.parent.resolve()), target_is_directory=True
         )

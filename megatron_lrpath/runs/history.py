@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
 TAIL_BYTES = 64 * 1024
-CHECK = "crc32"  # of the line up to this field; lines of earlier versions have none
+CHECK = "crc32"  # of the line up to this field; older lines have none
 _CHECK_PART = f', "{CHECK}": "'.encode()
-_WAS_WHOLE = re.compile(rb'"' + CHECK.encode() + rb'": ".{8}"\}')  # a torn line has no such end
+_WAS_WHOLE = re.compile(rb'"' + CHECK.encode() + rb'": ".{8}"\}')  # a truncated line does not end like this
 LARGEST_STEP = 2**63 - 1
 
 
@@ -114,7 +114,7 @@ class History:
     @property
     def usual_seconds(self) -> float | None:
         """The median time of a step, which is robust to saves and to the first step after a start."""
-        import numpy as np  # start-up time: readers of single lines need none
+        import numpy as np  # here: readers of single lines do not need numpy
 
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(np.median(known)) if len(known) else None
@@ -122,7 +122,7 @@ class History:
     @property
     def seconds(self) -> float | None:
         """The total time of the logged steps; None if no line has a time."""
-        import numpy as np  # start-up time: readers of single lines need none
+        import numpy as np  # here: readers of single lines do not need numpy
 
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(known.sum()) if len(known) else None
@@ -134,7 +134,7 @@ def read_history(folder: Path) -> History:
     If a step was logged again after a resume, its last line counts: earlier lines belong to discarded
     steps.
     """
-    import numpy as np  # start-up time: readers of single lines need none
+    import numpy as np  # here: readers of single lines do not need numpy
 
     lines = _lines(RunFolder(folder).history)
     parsed = [parse_line(line) for line in lines]
@@ -184,7 +184,7 @@ class HistoryTail:
         self._offset: int | None = None
         self._inode = 0
         self._rest = b""
-        self.unreadable = 0  # whole lines that cannot be read, or are not as they were written
+        self.unreadable = 0  # complete lines that are invalid or do not match their checksum
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -207,7 +207,7 @@ class HistoryTail:
             with self.path.open("rb") as stream:
                 about = os.fstat(stream.fileno())
                 if self._offset is None or about.st_size < self._offset or about.st_ino != self._inode:
-                    # at first, or when a resumed run has cut the file back
+                    # at first, or after a resumed run has truncated the file
                     self._offset, self._rest = max(0, about.st_size - TAIL_BYTES), b""
                     self._inode = about.st_ino
                 is_cut = self._offset > 0 and not self._rest and self._offset == about.st_size - TAIL_BYTES
@@ -285,6 +285,6 @@ def drop_steps_after(path: Path, step: int) -> None:
         text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         atomic_write_text(path, text.decode("utf-8", errors="replace"))
     elif len(kept) < len(lines):
-        with path.open("r+b") as file:  # a full disk allows a cut, and would not allow a new file
+        with path.open("r+b") as file:  # a full disk allows a truncation, but not a new file
             file.truncate(sum(map(len, kept)))
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Where a run comes from: the lineage in its folder, written at the first start, checked at later ones."""
+"""The lineage in a run's folder: the origin of the run, written at the first start, checked at later ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PACKAGES = (
     "transformers",
 )
 
-DRAWN = "first_weights"  # of the identity: the layout that they depend on
+DRAWN = "first_weights"  # key of the identity: the layout that the first weights depend on
 KEPT = ("rewinds",)  # entries of the lineage that each start keeps unchanged
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
@@ -53,7 +53,7 @@ ANOTHER_SAVE = "give another --save (or move this folder away)"
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on, where they are installed."""
+    """Return the versions of the installed packages that a result depends on."""
     found = {"python": platform.python_version(), "megatron-lrpath": __version__}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -62,7 +62,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit that the code runs from, `-dirty` where it was changed; None outside a checkout."""
+    """Return the commit of the running code, with `-dirty` if it was changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -71,7 +71,7 @@ def git_commit() -> str | None:
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """The lineage in a run's folder, None before its first start.
+    """Return the lineage in a run's folder; None before its first start.
 
     Raises:
         UserError: the file exists and cannot be read.
@@ -92,7 +92,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
 
 
 def check_form(lineage: Any) -> None:
-    """Check what the file must hold; raises ValueError, KeyError, TypeError or AttributeError."""
+    """Check the form of the file. Raise ValueError, KeyError, TypeError or AttributeError."""
     identity, parent, skipped = lineage["identity"], lineage["parent"], lineage.get("skipped", [])
     slices = [identity.get(group, {}) for group in ("slices", "mix_slices")]
     arguments = identity.get("arguments", {})
@@ -121,9 +121,9 @@ def check_form(lineage: Any) -> None:
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between two identities of a run, in words: plan, data, tokenizer file, further arguments.
+    """Return the differences of two identities of a run: plan, data, tokenizer file, further arguments.
 
-    A main path may have more versions now than when it was stored.
+    The main path may have more versions now than when it was stored.
     """
     found = plan_differences(stored, current)
     for group in ("slices", "mix_slices"):
@@ -147,7 +147,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
-    """Tokens of a step (counted from 1) of the run that left this lineage, None if it does not record them."""
+    """Return the tokens of a step (from 1) of the run with this lineage; None if they are not recorded."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (
@@ -169,12 +169,12 @@ def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
 
 
 def is_bound(folder: Path) -> bool:
-    """Whether the run in `folder` has come to anything that binds it to its settings: a checkpoint, or its end."""
+    """Return whether the run in `folder` is bound to its settings: it has a checkpoint, or is complete."""
     return has_begun(RunFolder(folder).checkpoints) or completed_step(folder) is not None
 
 
 def newest_step(folder: Path) -> int:
-    """The newest step that the run in `folder` has kept, 0 without a checkpoint that is named as one."""
+    """Return the newest step that the run in `folder` has kept; 0 without a checkpoint."""
     return max([*steps_found(RunFolder(folder).checkpoints), completed_step(folder) or 0])
 
 
@@ -186,8 +186,8 @@ def changes(
     A complete main path that continued for versions that the plan no longer has counts as the plan's.
 
     Args:
-        folder: the run's.
-        lineage: what its file holds.
+        folder: the run's folder.
+        lineage: its content.
         plan: the plan.
         run: the run in it.
         current: the identity to compare with (default: the identity under the plan alone).
@@ -203,12 +203,12 @@ def changes(
 
 
 def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_PLAN) -> None:
-    """Refuse to continue a run under a plan, data or arguments that would give another result.
+    """Raise UserError if the run cannot continue under this identity because its result would differ.
 
-    `anew` is the advice how to train under the new settings.
+    `anew` is the advice on how to train under the new settings.
 
     Raises:
-        UserError: what differs, and what to do.
+        UserError: lists the differences, and what to do.
     """
     lineage = read_lineage(folder)
     require_no_rewind(folder, lineage)
@@ -218,7 +218,7 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
 
 
 def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
-    """Record a rewind (`number`, `to_step`, `finished`, …), or that it is finished; later skipped updates are gone."""
+    """Record a rewind (`number`, `to_step`, `finished`, …) or its end; remove later skipped updates."""
     lineage = read_lineage(folder)
     if lineage is None:
         return
@@ -229,10 +229,10 @@ def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
 
 
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
-    """Refuse to continue the run in `folder` where something differs.
+    """Raise UserError if there are differences.
 
     Raises:
-        UserError: what differs, and what to do.
+        UserError: lists the differences, and what to do.
     """
     if found:
         raise UserError(
@@ -243,9 +243,9 @@ def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN)
 
 
 def check_same_parent(folder: Path, parent: Path, step: int) -> None:
-    """Refuse another parent than the parent from which the run by --lr-path in `folder` started.
+    """Refuse a parent that differs from the parent from which the run by --lr-path in `folder` started.
 
-    A parent may be moved; one whose checkpoint is gone is known by its folder.
+    A parent may be moved; a parent without its checkpoint is recognized by its folder.
 
     Raises:
         UserError: the two checkpoints differ, or cannot be compared.
@@ -268,13 +268,13 @@ def check_same_parent(folder: Path, parent: Path, step: int) -> None:
 
 
 def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[str, Any]) -> None:
-    """Refuse a parent that was trained under another plan, or that changed since this run left it.
+    """Refuse a parent that was trained under another plan, or has changed since this run started from it.
 
     Args:
         folder: this run's folder.
         parent: the parent's run folder; it contains the parent's checkpoints.
-        step: the step at which this run leaves the parent.
-        parent_identity: what the parent's result should depend on according to the present plan.
+        step: the step of the checkpoint from which this run starts.
+        parent_identity: the identity of the parent according to the present plan.
     """
     lineage = read_lineage(parent)
     require_no_rewind(parent, lineage)
@@ -291,7 +291,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
 def require_same_parent(folder: Path, parent: Path, step: int) -> None:
     """Refuse a parent whose checkpoint differs from the checkpoint from which the run in `folder` started.
 
-    A run that has checkpoints of its own outlives its parent's; a run without checkpoints is bound to no parent.
+    A run with its own checkpoints does not need its parent's; a run without any is bound to no parent.
 
     Raises:
         UserError: the checkpoint differs.
@@ -308,14 +308,14 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
 
 
 def drawn_facts(first_weights: dict[str, Any] | None, recorded: dict[str, Any]) -> dict[str, Any]:
-    """What an identity holds of the layout that the first weights depend on; nothing where they depend on none.
+    """Return an identity's entry for the layout that the first weights depend on; {} without such a layout.
 
-    The start that draws the weights decides it; later starts, at any layout, resume from a checkpoint and keep it.
-    A run that an older version began has no such record.
+    The start that draws the weights determines it; later starts, at any layout, resume from a checkpoint and
+    keep it. A run that an older release began has no such entry.
 
     Args:
-        first_weights: of a start that draws them, see `write_lineage`.
-        recorded: the identity that the lineage holds.
+        first_weights: of a start that draws the weights, see `write_lineage`.
+        recorded: the identity in the lineage.
     """
     if first_weights is None:
         return {name: recorded[name] for name in (DRAWN,) if name in recorded}
@@ -324,7 +324,7 @@ def drawn_facts(first_weights: dict[str, Any] | None, recorded: dict[str, Any]) 
 
 
 def drawn_otherwise(plan: Plan, run: Run, first_weights: dict[str, Any]) -> list[str]:
-    """The runs of a plan that start from random weights of another layout, as `PARADIGM/NAME (size 1, size 2)`.
+    """Return a plan's runs with random weights of another layout, as `PARADIGM/NAME (size 1, size 2)`.
 
     Args:
         plan: the plan.
@@ -336,7 +336,7 @@ def drawn_otherwise(plan: Plan, run: Run, first_weights: dict[str, Any]) -> list
     for other in (one for paradigm in PARADIGMS for one in plan.runs(paradigm) if own and one.parent is None):
         folder = plan.folder(other)
         lineage = None
-        with suppress(UserError):  # a damaged lineage is for that run's own start to refuse
+        with suppress(UserError):  # that run's own start reports a damaged lineage
             lineage = read_lineage(folder) if folder != plan.folder(run) else None
         theirs = lineage["identity"].get(DRAWN) if lineage is not None else None
         if theirs and theirs != own:
@@ -356,10 +356,11 @@ def write_lineage(
     first_weights: dict[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
+    """Record a start: the identity (as of this start), time, command, environment, checkpoint retention.
 
-    `first_weights` is the layout at which the weights are drawn, in the start that draws them; `machine` are its
-    `device`, `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` is the layout at which the weights are drawn, in the start that draws them; `machine` are
+    its `device`, `layout` and, on a GPU, `kernels`. Return the differences that make the start a break, see
+    `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -407,7 +408,7 @@ def write_adopted(folder: Path, identity: dict[str, Any], parent: dict[str, Any]
 
 
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the launcher has recorded, without the values of variables that hold secrets."""
+    """Return the launcher's record without the values of variables with secrets."""
     if launch is None:
         return None
     return {name: hide_values(one) if isinstance(one, dict) else one for name, one in launch.items()}
@@ -419,7 +420,7 @@ def forget(folder: Path) -> None:
 
 
 def retain_intervals(folder: Path) -> list[int | None]:
-    """The --save-retain-interval of a run's starts so far, None for a start that kept all checkpoints."""
+    """Return the --save-retain-interval of a run's starts, None for a start that kept all checkpoints."""
     recorded = read_lineage(folder)
     key = "save_retain_interval"
     return [start[key] for start in recorded["starts"] if key in start] if recorded else []

@@ -46,7 +46,7 @@ class OverriddenPlan:
     def of(cls, path: Path, words: Sequence[str], output: str | None = None) -> OverriddenPlan:
         """Apply these `--set` words to the plan in `path`; `output` replaces the plan's own.
 
-        Raises PlanError for values that are not valid in a plan file.
+        Raise PlanError for values that are not valid in a plan file.
         """
         made = changed_plan(path, words, output)
         target = OutputFolder(Path(made.plan.output)).plan
@@ -105,20 +105,20 @@ class OverriddenPlan:
     def write(self) -> Path:
         """Write OUTPUT/plan.yaml, unless it exists already, and return its path.
 
-        Raises UserError as `require_output`, and if a training in the output uses an older text.
+        Raise UserError as `require_output`, and if a training in the output uses an older text.
         """
         self.require_output()
         content = self.content
         if len(content) > MAX_BYTES:
             raise PlanError(f"{self.asked.path}: with these overrides larger than {MAX_BYTES // 1024} KiB")
         there = read_made(self.path)
-        if there is not None and there.body == self.body:  # perhaps just being trained
+        if there is not None and there.body == self.body:  # a training may be using it now
             return self.path
         lock = None
         try:
             with suppress(OSError):  # a disk without locks; a failed write reports its own error
                 lock = FolderLock.acquire(Path(self.plan.output))
-            self.require_output()  # another call may have come first
+            self.require_output()  # another call may have written it first
             atomic_write_bytes(self.path, content)
         except LockHeldError as owner:
             raise UserError(

@@ -1,5 +1,5 @@
-"""Which runs produce a model, whether they are complete, and whether they are evaluated: the single
-definitions, and the errors about results that are not there.
+"""The definitions of runs that produce a model, of complete and of evaluated runs, and the errors about
+missing results.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
 def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the evaluations of the main path's checkpoints with a usable loss, by step, ascending."""
     found = read_json_object(RunFolder(folder).evaluations) or {}
-    # a step has 18 digits at most
+    # a step has at most 18 digits
     steps = [step for step in found if step.isdecimal() and len(step) <= 18 and loss_of(found[step])]
     return {int(step): found[step] for step in sorted(steps, key=int)}
 
@@ -248,7 +248,7 @@ def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[
 
 
 def nothing_there(plan: Plan, what: str, command: str = "run") -> UserError:
-    """The error of a command that needs what a plan's runs have not made yet, or made in another folder."""
+    """Return the error of a command that needs results that a plan's runs lack, or have elsewhere."""
     first = f"First: lrpath {command} {shlex.quote(str(plan.path))}"
     return UserError(f"{plan.output}: {what}. {lies_elsewhere(plan.path, plan.output) or first}")
 

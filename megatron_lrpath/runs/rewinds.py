@@ -59,7 +59,7 @@ def rewinds_told(lineage: Mapping[str, Any]) -> list[str]:
 
 
 JOURNAL = "rewind.json"
-GOING = ".removing"  # ends the name of what is set aside while it is removed
+GOING = ".removing"  # suffix of what is set aside while it is removed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SetAside:
     slices: tuple[tuple[str, str], ...]
 
     def folder(self, output: Path) -> Path:
-        """The folder of the files."""
+        """Return the folder of the files."""
         return _folder(output, self.number)
 
     def save(self, output: Path) -> None:
@@ -138,4 +138,4 @@ def _numbers(output: Path) -> list[int]:
 
 
 def _is_moved(name: str) -> bool:
-    return name != JOURNAL and not name.startswith(".")  # neither the record nor what a kill has left of it
+    return name != JOURNAL and not name.startswith(".")  # neither the record nor leftovers of a killed write

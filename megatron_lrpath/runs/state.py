@@ -15,7 +15,7 @@ from megatron_lrpath.runs.history import HistoryTail, LoggedStep
 from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.runs.tasks import Task
 
-FRESH_SECONDS = 30.0  # without a lock file (started by hand) a run with a younger history is taken as running
+FRESH_SECONDS = 30.0  # without a lock file (started by hand) a run with a newer history counts as running
 
 
 def has_begun(task: Task) -> bool:

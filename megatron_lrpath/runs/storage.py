@@ -12,7 +12,7 @@ from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.spec import SAVE_INTERVAL
 from megatron_lrpath.runs.checkpoints import checkpoint_folder, steps_found
 
-STATE_BYTES = 12  # of a parameter: the optimizer's copy in fp32 and Adam's two moments
+STATE_BYTES = 12  # per parameter: the optimizer's copy in fp32 and Adam's two moments
 NEWEST = 2  # checkpoints of a run that retention keeps, in addition to those that other runs start from
 
 
@@ -75,7 +75,7 @@ def kept(plan: Plan, run: Run) -> Kept:
 
 
 def checkpoint_bytes(plan: Plan, run: Run) -> int:
-    """Return the approximate disk space of a run's checkpoints in bytes. Raises UserError as
+    """Return the approximate disk space of a run's checkpoints in bytes. Raise UserError as
     `checkpoint_size`.
     """
     return kept(plan, run).count * checkpoint_size(plan).total

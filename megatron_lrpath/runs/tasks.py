@@ -1,4 +1,4 @@
-"""A plan's runs as tasks: each training once, however many paradigms share it, with what it waits for."""
+"""A plan's runs as tasks: each training once, even if several paradigms share it, with its parent."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Task:
 
     @property
     def complete(self) -> bool:
-        """Whether the training has come to its end, as the folder shows now."""
+        """Return whether the training is complete, as its folder shows now."""
         return is_complete(self.folder, self.run)
 
     def tokens(self, first: int, last: int) -> int:
-        """Tokens of the steps `first` + 1 to `last`."""
+        """Return the tokens of the steps `first` + 1 to `last`."""
         return self.sizes.between(first, last) * self.sample_tokens
 
     @property
@@ -56,8 +56,8 @@ class Task:
 def named_paradigms(plan: Plan) -> tuple[str, ...]:
     """Return the paradigms that are trained and reported by default.
 
-    Those that its key `paradigms` names. Without the key: ours, those that only `sft` names, and those that have
-    been begun in the output, so that the output of before the key shows all that it holds.
+    These are the paradigms in its key `paradigms`. Without the key: ours, those in `sft`, and those that have
+    been begun in the output, so that an output from before the key is completely included.
     """
     if plan.paradigms is not None:
         return plan.paradigms
@@ -80,7 +80,7 @@ def _is_begun(plan: Plan, paradigm: str) -> bool:
 
 
 def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:
-    """The paradigms that have a run of this name: those of `named_paradigms`, or else others; none where none has."""
+    """Return the paradigms with a run of this name: those of `named_paradigms`, or if there are none, all."""
     named = named_paradigms(plan)
     has = [
         one for one in PARADIGMS if any(run.name == name for run in (*plan.runs(one), *plan.sft_runs(one)))
@@ -89,7 +89,7 @@ def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:
 
 
 def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:
-    """The trainings of `paradigms`, each once, every one after its parent; fine-tunings once their steps are known."""
+    """Return the trainings of `paradigms`, each once, after its parent; fine-tunings if steps are known."""
     makers = (plan.runs, plan.sft_runs) if fine_tunings else (plan.runs,)
     every = {run.key: run for runs in makers for paradigm in PARADIGMS for run in runs(paradigm)}
     chosen = [run for run in every.values() if run.paradigm in paradigms]
@@ -115,7 +115,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
 
 
 def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
-    """The task of the run called `name` and its ancestors. Raises `UserError` for an unknown name."""
+    """Return the tasks of the run called `name` and its ancestors. Raise `UserError` for an unknown name."""
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
     runs = [run for paradigm in paradigms for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm))]
@@ -131,7 +131,7 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
 
 
 def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
-    """The error about a run that is not among the `known` ones of the plan or experiment in the file `path`."""
+    """Return the error about a run that is not among the `known` ones of the plan or experiment at `path`."""
     listed = ", ".join(dict.fromkeys(known))
     return UserError(f"{path} has no run {name!r}{nearest(name, known)}; it has {listed}")
 
@@ -139,8 +139,8 @@ def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
 def link_aliases(task: Task) -> None:
     """Let the folders of the runs that share this training point to it, by relative links.
 
-    A training that was begun under the other name is used in its place: the link then has the other direction.
-    Raises `UserError` where both folders hold something of their own.
+    A training that was begun under the other name is used instead: the link then has the other direction.
+    Raise `UserError` if both folders have content.
     """
     for alias in task.aliases:
         if alias.is_symlink() or task.folder.is_symlink():

@@ -1,4 +1,4 @@
-"""The samples of each step, where their number changes on the way: steps to consumed samples and back."""
+"""The number of samples of each step, which can change: conversion of steps to consumed samples and back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How many samples each step has.
+    """The number of samples of each step.
 
-    `changes` are pairs (step, size) in ascending order: the steps after `step` have `size` samples, until the next
-    pair. At the first pair's step, `samples` samples have been consumed; earlier steps are not described.
+    `changes` are pairs (step, size) in ascending order: the steps after `step` have `size` samples, until the
+    next pair. At the first pair's step, `samples` samples have been consumed; earlier steps are not
+    described.
 
     Raises ValueError for sizes below 1 and steps that do not ascend.
     """
@@ -31,12 +32,12 @@ class BatchSizes:
 
     @classmethod
     def constant(cls, size: int) -> BatchSizes:
-        """Every step has `size` samples."""
+        """Return the sizes if every step has `size` samples."""
         return cls(((0, size),))
 
     @classmethod
     def of(cls, changes: Iterable[tuple[int, int]], samples: int = 0) -> BatchSizes:
-        """The same from pairs that may repeat a size."""
+        """Return the sizes for pairs that may repeat a size."""
         kept: list[tuple[int, int]] = []
         for step, size in changes:
             if not kept or kept[-1][1] != size:
@@ -49,13 +50,13 @@ class BatchSizes:
         return self.changes[0][0]
 
     def size_of(self, step: int) -> int:
-        """Samples of a step (counted from 1); the first described size for earlier steps."""
+        """Return the samples of a step (from 1); the first described size for earlier steps."""
         return self.changes[max(0, bisect_left(self._steps, step) - 1)][1]
 
     def samples_at(self, step: int) -> int:
-        """Samples that have been consumed after `step` steps.
+        """Return the samples that have been consumed after `step` steps.
 
-        Raises ValueError for a step before the first one.
+        Raise ValueError for a step before the first one.
         """
         if step < self.first:
             raise ValueError(f"step {step} is before the first step {self.first}")
@@ -64,25 +65,25 @@ class BatchSizes:
         return self._bounds[piece] + (step - begin) * size
 
     def between(self, first: int, last: int) -> int:
-        """Samples of the steps `first` + 1 to `last`."""
+        """Return the samples of the steps `first` + 1 to `last`."""
         return self.samples_at(last) - self.samples_at(first)
 
     def steps_at(self, samples: int) -> int | Fraction:
-        """Steps after which so many samples have been consumed; a fraction within a step."""
+        """Return the steps after which so many samples have been consumed; a fraction within a step."""
         piece = max(0, bisect_right(self._bounds, samples) - 1)
         begin, size = self.changes[piece]
         steps = begin + Fraction(samples - self._bounds[piece], size)
         return int(steps) if steps.denominator == 1 else steps
 
     def sizes(self, first: int, last: int) -> list[int]:
-        """The different sizes of the steps `first` + 1 to `last`, in their order."""
+        """Return the distinct sizes of the steps `first` + 1 to `last`, in order."""
         if last <= first:
             return []
         pieces = range(max(0, bisect_right(self._steps, first) - 1), bisect_left(self._steps, last))
         return list(dict.fromkeys(self.changes[piece][1] for piece in pieces))
 
     def thresholds(self) -> list[tuple[int, int]]:
-        """Pairs (consumed samples, size): a step that begins at so many consumed samples or more has `size`."""
+        """Return pairs (consumed samples, size): from so many consumed samples on, steps have `size`."""
         return [(bound, size) for bound, (_, size) in zip(self._bounds, self.changes, strict=True)]
 
     @cached_property

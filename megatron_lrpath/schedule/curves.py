@@ -1,4 +1,4 @@
-"""The formulas of the decays, as shares of (max−min), and the decimals that plans are written in as exact fractions."""
+"""The formulas of the decays, as shares of (max−min), and the exact fractions of decimals in plans."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ Coefficient = Callable[[float], float]
 
 
 def linear(u: float) -> float:
-    """1 − u."""
+    """Return 1 − u."""
     return 1.0 - u
 
 
 def cosine(u: float) -> float:
-    """½(1 + cos πu)."""
+    """Return ½(1 + cos πu)."""
     return 0.5 * (math.cos(math.pi * u) + 1.0)
 
 
 def exponential(u: float) -> float:
-    """2·½^u − 1."""
+    """Return 2·½^u − 1."""
     return 2.0 * math.pow(0.5, u) - 1.0
 
 
 def minus_sqrt(u: float) -> float:
-    """1 − √u."""
+    """Return 1 − √u."""
     return 1.0 - math.sqrt(u)
 
 
 @lru_cache
 def exact_decimal(value: float) -> Fraction:
-    """The decimal number as it was written: 0.1 is one tenth, so that a tenth of 1,000 steps is 100."""
+    """Return the decimal number as it was written: 0.1 is one tenth, so a tenth of 1,000 steps is 100."""
     return Fraction(repr(float(value)))
 
 
 def tenth(rate: float) -> float:
-    """A tenth of a rate as it would be written: 3e-5 of 3e-4, where dividing gives 2.9999999999999997e-05."""
+    """Return a tenth of a rate in decimal: 3e-5 of 3e-4, where a division gives 2.9999999999999997e-05."""
     return float(exact_decimal(rate) / 10)

@@ -1,4 +1,4 @@
-"""How the main path's rate changes: to the rates of later versions, or as a falling power of the step."""
+"""The changes of the main path's rate: to the rates of later versions, or as a falling power of the step."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Move:
 class MainRate:
     """The main path's rate after its warm-up, if it does not stay at max_lr.
 
-    - `moves`: in order; each begins when the one before it is complete, or later. - `power`, `begin`: from
-    position `begin` on the rate is max_lr · (begin / position)^power; with power 0 it is constant.
+    - `moves`: in order; each begins when the one before it is complete, or later.
+    - `power`, `begin`: from position `begin` on the rate is max_lr · (begin / position)^power; constant if 0.
 
     The rate never falls below min_lr. The rate at a position does not depend on later moves, so that a
     move can be appended.

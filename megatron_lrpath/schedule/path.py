@@ -19,11 +19,11 @@ SHAPES = ("whole", "plateau", "branch", "floor")
 class LRPath:
     """The learning rate of one run, exact at every position.
 
-    **Which position a step's rate is read at.** A position is what has been consumed before: steps in a
-    plan, samples inside Megatron. Step s (counted from 1) runs at the rate of position s−1 in steps, which
-    is (s−1)·global_batch_size in samples, because Megatron calls its scheduler after the optimizer's step.
-    With a warm-up of W steps, step 1 has the rate 0 and step W+1 is the first at `max_lr`; the last step of
-    a run that ends at E reads position E−1, one position before a decay is complete.
+    **The position of a step's rate.** A position is the amount consumed before: steps in a plan, samples
+    inside Megatron. Step s (from 1) has the rate of position s−1 in steps, which is (s−1)·global_batch_size
+    in samples, because Megatron calls its scheduler after the optimizer's step. With a warm-up of W steps,
+    step 1 has the rate 0 and step W+1 is the first at `max_lr`; the last step of a run that ends at E has the
+    rate of position E−1, one position before a decay is complete.
 
     - `shape`: "whole" (warm-up, then the whole schedule), "plateau" (warm-up, then max_lr forever: the main
       path), "branch" (a complete fast decay from max_lr), "floor" (min_lr all along: CPT's KeepMin).
@@ -37,7 +37,7 @@ class LRPath:
     - `unit`: positions that make a step (1 in steps, the global batch size in samples). Only an inverse
       square root without any warm-up reads it, as its time scale of one step.
 
-    Raises ValueError when the parts do not fit together.
+    Raises ValueError if the parts are inconsistent.
     """
 
     schedule: Schedule
@@ -63,24 +63,24 @@ class LRPath:
 
     @property
     def begins_at(self) -> float:
-        """The rate after the warm-up, from which a decay goes down."""
+        """The rate after the warm-up, from which a decay begins."""
         return self.schedule.max_lr if self.peak is None else self.peak
 
     @property
     def top(self) -> float:
-        """The highest rate that the curve may have."""
+        """The highest rate that the curve can have."""
         moves = [move.rate for move in self.main.moves] if self.main else []
         return max(self.begins_at, *moves) if moves else self.begins_at
 
     @property
     def corners(self) -> list[int]:
-        """The positions at which the curve bends, without its ends."""
+        """The positions at which the slope of the curve changes, without its ends."""
         return [self.start + self.warmup, *(self.main.corners if self.main else [])]
 
     def lr_at(self, position: float | Fraction) -> float:
-        """The rate at a position; beyond `end` it stays what it is at `end`.
+        """Return the rate at a position; beyond `end` it is the rate at `end`.
 
-        Raises ValueError for a position before `start`.
+        Raise ValueError for a position before `start`.
         """
         if not position >= self.start:
             raise ValueError(f"position {position} lies before the curve's start {self.start}")
@@ -96,7 +96,7 @@ class LRPath:
         return self._decayed(t - self.warmup)
 
     def scaled(self, factor: int) -> LRPath:
-        """The curve in other units (steps to samples): `scaled(g).lr_at(s*g) == lr_at(s)`, bit for bit."""
+        """Return the curve in other units (steps to samples): `scaled(g).lr_at(s*g) == lr_at(s)`, bitwise."""
         if factor != int(factor) or factor < 1:
             raise ValueError(f"a curve is scaled by a whole number from 1 on, not by {factor}")
         return replace(
@@ -111,7 +111,7 @@ class LRPath:
         )
 
     def with_rates(self, max_lr: float, min_lr: float) -> LRPath:
-        """The curve between other rates: what is not max_lr keeps its ratio to it, but for what falls below min_lr."""
+        """Return the curve between other rates: its own rates keep their ratio to max_lr, at least min_lr."""
         ratio = max_lr / self.schedule.max_lr
         return replace(
             self,
@@ -121,9 +121,9 @@ class LRPath:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict, an infinite cycle as "inf"; `from_dict` gives back an equal curve.
+        """Return a JSON-serializable dict, an infinite cycle as "inf"; `from_dict` returns an equal curve.
 
-        Without rates of its own it is what it was before there were any.
+        Entries for its own rates are only present if it has any, so that older dicts stay equal.
         """
         own: dict[str, Any] = {} if self.peak is None else {"peak": self.peak}
         if self.main is not None:
@@ -140,23 +140,23 @@ class LRPath:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LRPath:
-        """The curve that `to_dict` was called on."""
+        """Return the curve that `to_dict` was called on."""
         cycle = math.inf if values.get("cycle") == "inf" else values.get("cycle")
         main = MainRate.from_dict(values["main"]) if values.get("main") else None
         schedule = Schedule(**values["schedule"])
         return cls(**(values | {"schedule": schedule, "cycle": cycle, "main": main}))
 
     def _decayed(self, t: Exact) -> float:
-        """The rate `t` positions after the warm-up."""
+        """Return the rate `t` positions after the warm-up."""
         length = (self.end - self.start if self.cycle is None else self.cycle) - self.warmup
         if self.shape == "branch":
             return branch_rate(self._decay, t, length)
-        # A curve without a warm-up of its own (CPT's ResetMax) keeps the time scale of the schedule.
+        # A curve without its own warm-up (CPT's ResetMax) keeps the time scale of the schedule.
         return whole_rate(self._decay, t, length, self.warmup or self.schedule.warmup, self.unit)
 
     @cached_property
     def _decay(self) -> Schedule:
-        """The schedule as a decay reads it: from `peak`."""
+        """The schedule for a decay: from `peak`."""
         return self.schedule if self.peak is None else replace(self.schedule, max_lr=self.peak)
 
     def _check_rates(self) -> None:
@@ -191,6 +191,6 @@ class LRPath:
 
 
 def _exact(position: float | Fraction) -> Exact:
-    """The position as a whole number where it is one, else as the fraction that the float stands for."""
+    """Return the position as an integer if it is one, else as the exact fraction of the float."""
     whole = int(position)
     return whole if whole == position else Fraction(position)

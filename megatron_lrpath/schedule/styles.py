@@ -1,4 +1,4 @@
-"""A schedule and its styles. One row of `STYLES` is all that a style is; a new one is added in this file alone."""
+"""A schedule and its styles. A style is one row of `STYLES`; a new style needs changes only in this file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from megatron_lrpath.schedule.curves import (
 
 
 class Span(NamedTuple):
-    """Where a whole schedule is read: `t` positions after its warm-up.
+    """The position at which a whole schedule is read: `t` positions after its warm-up.
 
-    `length`: positions from the end of the warm-up to the end of the decay. `warmup`: positions of the warm-up,
-    the schedule's where the run has none. `unit`: positions that make a step.
+    `length`: positions from the end of the warm-up to the end of the decay. `warmup`: positions of the
+    warm-up, the schedule's if the run has none. `unit`: positions that make a step.
     """
 
     t: Exact
@@ -41,18 +41,18 @@ class BranchShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Style:
-    """A schedule style: its curves, and what plan files, arguments, the identity, `advise` and `merge` need of it.
+    """A schedule style: its curves, and facts for plan files, arguments, identity, `advise` and `merge`.
 
     - `name`: in plan files and arguments; `title`: in the report, as the paper spells it.
     - `whole`: the rate of the whole schedule after its warm-up.
-    - `branch_shape`: the complete fast decay of a branch, for a schedule's knobs. The main path was the time at
-      max_lr, so it is the style's decay alone, over the whole length of the branch. A style without a decay of
-      its own to complete takes the linear one.
+    - `branch_shape`: the complete fast decay of a branch, for a schedule's knobs. The main path is at
+      max_lr, so this is only the style's decay, over the whole length of the branch. A style without a
+      complete decay has the linear one.
     - `whole_knobs`, `branch_knobs`: the fields of `Schedule` that these read in addition to the rates; the identity
       of a run contains them.
-    - `has_cycle`: false where the whole curve depends on the warm-up as its time scale and not on a length.
+    - `has_cycle`: false if the whole curve depends on the warm-up as its time scale and not on a length.
 
-    Raises TypeError where `branch_shape` is not a function or a knob is no field of `Schedule`.
+    Raises TypeError if `branch_shape` is not a function or a knob is not a field of `Schedule`.
     """
 
     name: str
@@ -74,14 +74,14 @@ STYLES: OrderedDict[str, Style] = OrderedDict()
 
 
 def register(style: Style) -> None:
-    """Add a style. Raises ValueError when there is one of its name."""
+    """Add a style. Raise ValueError if there is already a style with its name."""
     if style.name in STYLES:
         raise ValueError(f"there is a style {style.name!r} already")
     STYLES[style.name] = style
 
 
 def smooth(name: str, coefficient: Coefficient) -> BranchShape:
-    """The branch shape of a formula for the share of (max−min) that is left."""
+    """Return the branch shape of a formula for the remaining share of (max−min)."""
     return BranchShape(name, lambda schedule, t, length: held_rate(schedule, t, length, 0, coefficient))
 
 
@@ -103,13 +103,13 @@ class Knob(NamedTuple):
 
 
 def knob(default: Any, schema: Mapping[str, Any], about: str) -> Any:
-    """A field of `Schedule` that plan files set as `schedule.NAME` and arguments as `--lr-path-NAME`."""
+    """Return a field of `Schedule` that plans set as `schedule.NAME` and arguments as `--lr-path-NAME`."""
     return field(default=default, metadata={"knob": Knob(schema, about, default)})
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is chosen once for all runs of a plan; `LRPath` makes the curve of one run out of it.
+    """The schedule that all runs of a plan have; `LRPath` derives the curve of one run from it.
 
     The three fractions below are fractions of `D`, the whole schedule after its warm-up (the paper's "half of
     the steps", "80% and 90% of the steps"): a run of 10,000 steps with 2,000 steps of warm-up has D = 8,000,
@@ -122,7 +122,7 @@ class Schedule:
     - `wsd_decay_fraction`: the last share of D, in which WSD decays; in (0, 1].
     - `wsd_decay_shape`: one of `WSD_DECAY_SHAPES`, Megatron's formulas.
 
-    Raises ValueError when a knob is out of its range.
+    Raises ValueError if a knob is out of its range.
     """
 
     style: str
@@ -173,15 +173,15 @@ class Schedule:
         self._check_knobs()
 
     def scaled(self, factor: int) -> Schedule:
-        """The same knobs where one position has become `factor` positions."""
+        """Return the same schedule in other units: each position becomes `factor` positions."""
         return replace(self, warmup=self.warmup * factor)
 
     @property
     def middle_lr(self) -> float:
         """Multi-step's middle rate, √(max_lr · min_lr).
 
-        With min_lr = 0 that would be 0 as well; the rate is then √0.1 ≈ 31.6% of max_lr, what the formula
-        gives at the paper's min_lr = 0.1 max_lr.
+        With min_lr = 0 that would be 0, too; the rate is then √0.1 ≈ 31.6% of max_lr, the value at the
+        paper's min_lr = 0.1 max_lr.
         """
         if self.min_lr == 0:
             return self.max_lr * math.sqrt(0.1)
@@ -189,7 +189,7 @@ class Schedule:
         return min(max(middle, self.min_lr), self.max_lr)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict of the fields; `Schedule(**dict)` is an equal schedule."""
+        """Return a JSON-serializable dict of the fields; `Schedule(**dict)` is an equal schedule."""
         return asdict(self) | {"multi_step_fractions": list(self.multi_step_fractions)}
 
     def _check_knobs(self) -> None:
@@ -217,7 +217,7 @@ def within(value: float, schema: Mapping[str, Any]) -> bool:
 
 
 def _interval(schema: Mapping[str, Any]) -> str:
-    """`[0, 1)`."""
+    """Format the range of a JSON schema: `[0, 1)`."""
     low = f"[{schema['minimum']}" if "minimum" in schema else f"({schema['exclusiveMinimum']}"
     return low + (f", {schema['maximum']}]" if "maximum" in schema else f", {schema['exclusiveMaximum']})")
 
@@ -227,12 +227,12 @@ KNOBS: dict[str, Knob] = {
 }
 
 
-# Positions come in as whole numbers or exact fractions and are divided once, at the end: the quotient is correctly
-# rounded, so a curve counted in steps and the same curve counted in samples agree to the last bit.
+# Positions are integers or exact fractions and are divided once, at the end: the quotient is correctly
+# rounded, so a curve in steps and the same curve in samples agree to the last bit.
 
 
 def held_rate(schedule: Schedule, t: Exact, length: int, held: Exact, coefficient: Coefficient) -> float:
-    """max for the share `held` of the length, then the decay down to min at the end."""
+    """Return max for the share `held` of the length, then the decay down to min at the end."""
     begin = held * length
     if t <= begin:
         return schedule.max_lr
@@ -241,7 +241,7 @@ def held_rate(schedule: Schedule, t: Exact, length: int, held: Exact, coefficien
 
 
 def steps_rate(schedule: Schedule, t: Exact, length: int, fractions: tuple[float, float]) -> float:
-    """max, middle and min, changing where the given shares of the length are over."""
+    """Return max, middle or min; the rate changes at the given shares of the length."""
     first, second = (exact_decimal(fraction) * length for fraction in fractions)
     if t < first:
         return schedule.max_lr
@@ -255,7 +255,7 @@ def inverse_square_root_rate(schedule: Schedule, t: Exact, warmup: int, unit: in
 
 
 def whole_rate(schedule: Schedule, t: Exact, length: float, warmup: int, unit: int) -> float:
-    """The whole schedule, `t` positions after its warm-up, over `length` positions (inf: it never decays)."""
+    """Return the whole schedule's rate `t` positions after its warm-up; decay over `length` (inf: none)."""
     style = STYLES[schedule.style]
     if not math.isinf(length):
         return style.whole(schedule, Span(t, int(length), warmup, unit))
@@ -263,16 +263,16 @@ def whole_rate(schedule: Schedule, t: Exact, length: float, warmup: int, unit: i
 
 
 def branch_rate(schedule: Schedule, t: Exact, length: float) -> float:
-    """The complete fast decay of a branch, `t` positions after it left the main path."""
+    """Return the rate of a branch's complete fast decay, `t` positions after the branch point."""
     if math.isinf(length):
         return schedule.max_lr
     return STYLES[schedule.style].branch_shape(schedule).rate(schedule, t, int(length))
 
 
 def with_branch_shape(schedule: Schedule, shape: str) -> Schedule:
-    """The schedule with branches of that shape: in its own style, in the first other one, or as WSD's decay.
+    """Return the schedule with branches of that shape: in its own style, the first other, or WSD's decay.
 
-    Raises ValueError where no style has it.
+    Raise ValueError if no style has the shape.
     """
     for name in (schedule.style, *STYLES):
         other = replace(schedule, style=name)

@@ -1,1 +1,1 @@
-"""Fine-tuning on chats and instructions: lines to messages, messages to tokens, tokens to packed samples."""
+"""Fine-tuning on chats and instructions: convert lines to messages, then tokens, then packed samples."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-AGAIN = 0.5  # seconds after which code that swallowed the first signal gets another
+AGAIN = 0.5  # seconds after which code that suppressed the first signal gets another
 
 
 class TooMuchError(BaseException):  # `except Exception` of the bounded code does not swallow it

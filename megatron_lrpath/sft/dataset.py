@@ -78,7 +78,7 @@ class PackedDataset(torch.utils.data.Dataset):
         return self._source.name
 
     def __len__(self) -> int:
-        """The number of samples, including padding samples."""
+        """Return the number of samples, including padding samples."""
         return self._length
 
     def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ class PackedValidation(PackedDataset):
         super().__init__(source, [order], samples, -(-samples // multiple_of) * multiple_of)
 
     def domain_of(self, sample: int) -> str:
-        """Return the single fixed order."""
+        """Return the only domain; padding samples have it, too."""
         return self.domains[0]
 
 

@@ -1,4 +1,4 @@
-"""Conversations as token ids with a mask of the answers, by the tokenizer that the exported model will have."""
+"""Encode conversations as token ids with a mask of the answers, by the exported model's tokenizer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ChatEncoder:
         return Example(tokens, answers)
 
     def stop_token(self) -> int | None:
-        """The control token that ends an answer; None if the template ends it with text."""
+        """Return the control token that ends an answer; None if the template ends it with text."""
         example = self.encode(TRIAL)
         last = int(example.tokens[np.flatnonzero(example.answers)[-1]])
         return last if self.tokenizer.id_to_token(last) in self.control else None
@@ -184,7 +184,7 @@ def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -
     """Refuse a template whose control tokens (`<|…|>`) are plain text to the tokenizer.
 
     Raises:
-        UserError: which tokens, and what to write.
+        UserError: lists the tokens, and what to write.
     """
     assert plan.sft is not None
     text, _ = template.render(TRIAL)

@@ -1,4 +1,4 @@
-"""Chat data to indexed datasets, once: tokens and a mask of the answers in parallel, and `prepared.json`."""
+"""Convert chat data once to parallel indexed datasets, tokens and a mask of the answers, with a record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from megatron_lrpath.sft.template import messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
-STAGING = ".partial"  # folder in which the data are made; the holder of the lock of the folder around it uses it alone
+STAGING = ".partial"  # folder in which the data are made; used by the holder of the lock of its parent
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -74,14 +74,14 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     with closing(lock), Interruption() as interruption:
         if plan.prepared_record() == found:
             staging = folder / STAGING
-            shutil.rmtree(staging, ignore_errors=True)  # a killed process's
+            shutil.rmtree(staging, ignore_errors=True)  # of a killed process
             staging.mkdir()
             try:
                 made = build(plan, sft, encoder, wanted, workers, interruption, staging)
                 return publish(staging, folder, made, record)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-    return prepare(plan, workers)  # another process has prepared the data meanwhile
+    return prepare(plan, workers)  # another process has prepared the data in the meantime
 
 
 def build(
@@ -93,7 +93,7 @@ def build(
     interruption: Interruption,
     folder: Path,
 ) -> dict[str, Any]:
-    """Tokenize into `folder`; the record."""
+    """Tokenize the data into `folder`; return the record."""
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
     for name, patterns in inputs(sft).items():
@@ -123,16 +123,16 @@ def build(
 def publish(
     staging: Path, folder: Path, record: dict[str, Any], old: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Let new data count in place of the old by one rename, that of the record, which names their folder.
+    """Replace the old data by the new by one rename, that of the record, which names their folder.
 
     Args:
-        staging: with the new data.
-        folder: of the record.
-        record: of the new data.
-        old: the record of the data that count now.
+        staging: the folder with the new data.
+        folder: the folder of the record.
+        record: the record of the new data.
+        old: the record of the current data.
 
     Returns:
-        The record as it is written.
+        The record as written.
     """
     remove_unused(folder, old)
     numbers = [int(match[1]) for path in folder.iterdir() if (match := DATA.fullmatch(path.name))]
@@ -146,7 +146,7 @@ def publish(
 
 
 def unused(folder: Path, record: dict[str, Any] | None) -> list[Path]:
-    """Data in `folder` that its record does not describe: older ones, and what a killed call has left."""
+    """Return data in `folder` that its record does not describe: older data, leftovers of a killed call."""
     used = None if record is None else data_folder(folder, record)
     sets = [path for path in folder.iterdir() if DATA.fullmatch(path.name)]
     flat = [
@@ -159,7 +159,7 @@ def unused(folder: Path, record: dict[str, Any] | None) -> list[Path]:
 
 
 def remove_unused(folder: Path, record: dict[str, Any] | None) -> None:
-    """Remove `unused` data. Only for the holder of the folder's lock."""
+    """Remove `unused` data. Only the holder of the folder's lock may call it."""
     for path in unused(folder, record):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -176,7 +176,7 @@ def convert(
     interruption: Interruption,
     rejects: RejectLog,
 ) -> Figures:
-    """One part: `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets."""
+    """Convert one part to `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets; return figures."""
     names = expand_inputs(patterns)
     for name in names:
         with open(name, "rb") as stream:
@@ -198,7 +198,7 @@ def convert(
 
 
 def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
-    """The examples of a chunk of lines."""
+    """Return the examples of a chunk of lines, packed, with their figures and rejects."""
     result = ChunkResult(chunk.name, chunk.position)
     examples: list[Example] = []
     blank = 0
@@ -223,12 +223,12 @@ def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
 
 
 def fitted(example: Example, seq_length: int, too_long: str) -> Example:
-    """The example, cut where it is longer than a sample and may be cut.
+    """Return the example, truncated if it is longer than a sample and may be truncated.
 
-    A sample of n positions holds n+1 tokens: the last one is only predicted.
+    A sample of n positions has n+1 tokens: the last one is only predicted.
 
     Raises:
-        Rejected: it is too long, or nothing of an answer is left.
+        Rejected: it is too long, or has no answer's token left.
     """
     if len(example.tokens) > seq_length + 1:
         if too_long == "reject":
@@ -243,7 +243,7 @@ def fitted(example: Example, seq_length: int, too_long: str) -> Example:
 
 
 def inputs(sft: Sft) -> dict[str, tuple[str, ...]]:
-    """The files' patterns by the part that they make."""
+    """Return the files' patterns by the part that is made from them."""
     parts = {TRAIN: sft.data}
     return parts | ({VALID: sft.valid} if isinstance(sft.valid, tuple) else {})
 
@@ -270,7 +270,7 @@ def resaved(plan: Plan, record: dict[str, Any]) -> bool:
 
 
 def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:
-    """What has changed since the data were prepared, for a message; files that are gone are not missed."""
+    """Return what has changed since the data were prepared, for a message; missing files do not count."""
     if record.get("format") != FORMAT:
         return "the format of prepared data has changed"
     old = record.get("settings", {})
@@ -285,7 +285,7 @@ def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str 
 
 
 def input_prints(sft: Sft) -> dict[str, str]:
-    """A digest of every input file: its size and 64 blocks of 64 KiB spread over it."""
+    """Return a digest of every input file: its size and 64 blocks of 64 KiB spread over it."""
     digests = {}
     for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
         with open(name, "rb") as stream:
@@ -297,7 +297,7 @@ def input_prints(sft: Sft) -> dict[str, str]:
 
 
 def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
-    """Add how many packed samples an epoch and the validation set have."""
+    """Add the number of packed samples of an epoch and of the validation set to the record."""
     lengths = document_lengths(folder / f"{TRAIN}_{TOKENS}") - 1
     if isinstance(sft.valid, float):
         if len(lengths) < 2:

@@ -1,4 +1,4 @@
-"""The prepared data of a plan's fine-tuning as `prepared.json` describes them, compared with the plan and the files."""
+"""The prepared data of a plan's fine-tuning: `prepared.json`, compared with the plan and the files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
 
-FORMAT = 1  # part of every key: raise it when packing changes
+FORMAT = 1  # part of every key: increase it when packing changes
 Lengths = npt.NDArray[np.integer]
 
 
 def pack(lengths: Lengths, capacity: int) -> list[list[int]]:
     """Put items of these lengths, each at most `capacity`, into as few bins as best-fit decreasing finds.
 
-    The longest goes first, each into the fullest bin that has room for it; equal ones keep their order. How
-    many bins there are depends on the lengths alone, not on their order.
+    The longest item is placed first, each in the fullest bin with room; items of equal length keep their
+    order. The number of bins depends only on the lengths, not on their order.
     """
     bins: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by the room that is left in them
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by their remaining room
     rooms = 0  # bit r: some bin has room r
     for item in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
         length = int(lengths[item])
@@ -58,14 +58,15 @@ def packed_entry(
     capacity: int,
     epoch: tuple[int, int] | None = None,
 ) -> CacheEntry:
-    """The cache entry of packed samples: `examples` in order, and `bounds` of the samples in them.
+    """Return the cache entry of packed samples: `examples` in order, and `bounds` of the samples in them.
 
     Args:
-        digest: of the prepared data and of what of them is used.
-        examples: numbers of the examples that are used.
+        digest: of the prepared data and of the used part.
+        examples: the numbers of the used examples.
         lengths: their lengths (positions).
-        capacity: positions of a sample.
-        epoch: (seed, epoch), by which examples and samples are shuffled; None (validation) keeps their order.
+        capacity: the positions of a sample.
+        epoch: (seed, epoch), which determine the shuffle of examples and samples; None (validation) keeps
+            their order.
     """
 
     def build() -> Arrays:
@@ -83,9 +84,9 @@ def packed_entry(
 
 
 def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """(for training, for validation): the numbers of the examples, round(share · examples) of them held out.
+    """Return (for training, for validation) the examples' numbers; round(share · examples) are held out.
 
-    At least one is held out, and one left.
+    At least one example is held out, and one is left for training.
     """
     count = min(max(1, round(share * examples)), examples - 1)
     order = permutation(examples, "sft-held-out", seed)
@@ -115,7 +116,7 @@ def data_folder(folder: Path, record: dict[str, Any]) -> Path:
 class Prepared:
     """The prepared data of a plan's fine-tuning, as `prepared.json` describes them.
 
-    Attributes:
+    The prepared data of a plan's fine-tuning, as described in `prepared.json`.
         folder: of the record and the index cache.
         data: the folder of the datasets.
     """
@@ -133,7 +134,7 @@ class Prepared:
 
     @property
     def chat(self) -> dict[str, Any]:
-        """How to talk to the model: the Jinja template, new control tokens with their ids, what ends an answer."""
+        """The chat format: Jinja template, new control tokens with their ids, end token of an answer."""
         return {
             "template": str(self.record["chat_template"]),
             "control_tokens": dict(self.record["control_tokens"]),
@@ -141,19 +142,19 @@ class Prepared:
         }
 
     def examples(self, part: str) -> tuple[Path, np.ndarray]:
-        """The prefix of a part's datasets, and the numbers of its examples in them."""
+        """Return the prefix of a part's datasets, and the numbers of its examples in them."""
         if isinstance(self.sft.valid, float):
             both = held_out(int(self.record[TRAIN]["examples"]), self.sft.valid, self.sft.seed)
             return self.data / TRAIN, both[part == VALID]
         return self.data / part, np.arange(int(self.record[part]["examples"]), dtype=np.uint32)
 
     def digest(self, part: str) -> str:
-        """Decides, with a seed, the samples that are made of a part."""
+        """Return a digest that determines, with a seed, the samples made from a part."""
         return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
 
 
 def _wrong_content(prefix: str, recorded: Any, kind: str) -> bool:
-    """Whether 64 blocks (of a MiB in most cases) of the data are not what was written; False where nothing is known."""
+    """Return whether 64 blocks (mostly of a MiB) of the data differ from their sums; False without sums."""
     if not isinstance(recorded, dict):
         return False
     path = Path(f"{prefix}.bin")
@@ -165,11 +166,11 @@ def _wrong_content(prefix: str, recorded: Any, kind: str) -> bool:
 
 
 def open_prepared(plan: Plan, verify: bool) -> Prepared:
-    """The plan's prepared data; with `verify` (wanted in one process of a node) prints and tokenizer are compared.
+    """Return the plan's prepared data. `verify` (needed once per node): compare files and tokenizer.
 
     Raises:
-        UserError: they are not prepared, or for another sequence length, seed, share of validation or tokenizer, or
-            changed.
+        UserError: they are not prepared, have changed, or were prepared for another sequence length, seed,
+            share of validation or tokenizer.
     """
     assert plan.sft is not None
     record, sft = plan.prepared_record(), plan.sft

@@ -1,5 +1,5 @@
-"""Conversations: a line of chat data as messages, and messages as text by a chat template, with the answers
-marked.
+"""Convert conversations: a line of chat data to messages, and messages to text by a chat template, with the
+answers marked.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def checked(message: Any, number: int) -> Message:
 
 
 Span = tuple[int, int]
-SECONDS, MEMORY = 5.0, 1 << 30  # of the rendering of one conversation; bytes beyond what the process has
+SECONDS, MEMORY = 5.0, 1 << 30  # of the rendering of one conversation; bytes in addition to the process's
 CHARACTERS = 1 << 26  # of its text
 LARGEST = 1 << 20  # characters of a template
 TRIAL = ({"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"})

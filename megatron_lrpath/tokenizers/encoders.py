@@ -1,4 +1,4 @@
-"""Tokenizers as in Megatron-LM's preprocessing, with a faster library if its ids are proved equal."""
+"""Encode texts as in Megatron-LM's preprocessing, with a faster library if its ids are proved equal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Encoder:
     notice: str = ""
 
     def encode(self, text: str) -> Ids:
-        """Return the token ids of one text. Raises `TextError`."""
+        """Return the token ids of one text. Raise `TextError`."""
         raise TextError("this tokenizer takes no text")
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
@@ -51,7 +51,7 @@ class Encoder:
             return error
         except (RuntimeError, TypeError, UnicodeError):  # which of them depends on the library
             try:
-                text.encode()  # JSON's escapes can spell a string that cannot be written as UTF-8
+                text.encode()  # JSON's escapes can represent a string that cannot be written as UTF-8
             except UnicodeEncodeError:
                 return TextError("half a surrogate pair: the text is not valid Unicode")
             raise
@@ -84,7 +84,7 @@ class QuickEncoder(Encoder):
         try:
             found: list[Ids | TextError] = list(self.fast.encode(texts))
         except (RuntimeError, TypeError, UnicodeError):
-            found = super().encode_many(texts)  # one of them is no valid text
+            found = super().encode_many(texts)  # one of them is not valid text
         for at in range(-self._encoded % SPOT_CHECK_EVERY, len(texts), SPOT_CHECK_EVERY):
             if not isinstance(found[at], TextError):
                 text = texts[at][:SPOT_CHECK_CHARACTERS]
@@ -193,10 +193,10 @@ def build_encoder(args: Namespace) -> Encoder:
 
 
 def encoder_of_plan(plan: Plan) -> Encoder:
-    """The encoder of a plan's tokenizer, with the options that preprocess_data.py has by default.
+    """Return the encoder of a plan's tokenizer, with the default options of preprocess_data.py.
 
     Raises:
-        UserError: as of `build_encoder`.
+        UserError: see `build_encoder`.
     """
     more = plan.megatron
     names = ("null_tokenizer_eod_id", "vocab_file", "merge_file")
@@ -272,7 +272,7 @@ def load_with_options(args: Namespace) -> Any:
     """
     from transformers.utils import logging
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are already parallel
     logging.set_verbosity_error()
     options = {"use_fast": not args.tokenizer_hf_no_use_fast, "trust_remote_code": args.trust_remote_code}
     files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}

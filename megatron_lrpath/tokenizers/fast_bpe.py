@@ -21,7 +21,7 @@ from megatron_lrpath.tokenizers.sentencepiece_model import SPACE, USER_DEFINED, 
 type Ids = npt.NDArray[np.integer[Any]]
 
 CACHE_BYTES = 256 << 20  # growth of the process after which gigatoken's cache of words is dropped
-CHECK_EVERY = 8 << 20  # characters between two looks at that
+CHECK_EVERY = 8 << 20  # characters between two checks of that
 TRIALS = 400
 AWKWARD = [
     *"\x00\ufeff\u2581\n\t\x1f\x7f\x85\u00a0\u3000\u200b\u2028\ufffd\u0300\ufb01\u2460\u2167\U0001f600\u0130\u00df",
@@ -79,7 +79,7 @@ class Merges:
             self._tokenizer: Any = read(self._source)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the library is not an Exception
             raise NotExactError(f"gigatoken: {str(error).splitlines()[0]}") from None
         self._source = getattr(self._tokenizer, "_hf_json", None) or self._source
         self._seen, self._floor = 0, psutil.Process().memory_info().rss
@@ -125,7 +125,7 @@ class AsciiRules:
 
     @cached_property
     def changes(self) -> bool:
-        """Whether any character is changed or dropped."""
+        """Return whether any character is changed or dropped."""
         return bool(self.dropped) or self.table != bytes(range(256))
 
     def apply(self, text: bytes) -> bytes:
@@ -155,17 +155,17 @@ class FastBpe(FastPath):
         # A normalizer that does nothing: in a protobuf message the later field wins.
         no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
         self._merges = Merges(model + b"\x1a\x04" + no_prefix + no_squeeze)  # normalizer_spec is field 3
-        # spellings that text may contain but that must never become the token of that name
+        # spellings that texts can contain but that must not become the token with that name
         size = exact.get_piece_size()
         pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
         symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
         self._symbols = sorted({symbol for symbol in symbols if symbol})
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
-        self._hint = common_character(self._symbols)  # looked for first
+        self._hint = common_character(self._symbols)  # searched for first
         self._hint_ascii = self._hint.encode()
         parsed = parse_model(model)
         self._ascii = read_ascii_rules(parsed, exact)
-        # Such a model changes only the spaces' sign, so that its rules for ASCII hold for any text.
+        # Such a model changes only the sign for spaces, so that its rules for ASCII apply to any text.
         spec = parsed.normalizer_spec
         self._lossless = not spec.precompiled_charsmap and not spec.remove_extra_whitespaces
         self.prove(trial_texts(plain_pieces(exact), self._symbols))
@@ -210,7 +210,7 @@ def read_ascii_rules(model: Any, exact: Any) -> AsciiRules | None:
             dropped.append(code)
     rules = AsciiRules(bytes(table), bytes(dropped), b"", False)
     user_defined = (piece.piece.replace(SPACE, " ") for piece in model.pieces if piece.type == USER_DEFINED)
-    kept_whole = [piece for piece in user_defined if piece.isascii()]  # the normalizer passes them by
+    kept_whole = [piece for piece in user_defined if piece.isascii()]  # the normalizer skips them
     if any(" " in piece or rules.apply(piece.encode()) != piece.encode() for piece in kept_whole):
         return None
     return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", spec.remove_extra_whitespaces)

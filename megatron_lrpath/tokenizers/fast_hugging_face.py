@@ -26,7 +26,7 @@ from megatron_lrpath.tokenizers.fast_bpe import (
 # Normalizers without Unicode tables; gigatoken implements them.
 PLAIN_NORMALIZERS = ("Prepend", "Replace")
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-# Characters that NFC leaves as they are, alone and next to each other, in every version of Unicode.
+# Characters that NFC leaves unchanged, alone and next to each other, in every version of Unicode.
 NOT_SURELY_NFC = re.compile(
     "[^\x00-\u02ff\u0400-\u0482\u048a-\u04ff\u2010-\u2027\u3000-\u3029\u3041-\u3096\u30a1-\u30ff"
     "\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff60]"
@@ -58,7 +58,7 @@ class FastHuggingFace(FastPath):
     def __init__(self, tokenizer: Any, added: list[str], exactly: Callable[[str], Ids]) -> None:
         self.exactly = exactly
         self._added = added
-        self._hint = common_character(added) if added else "\x00"  # looked for first
+        self._hint = common_character(added) if added else "\x00"  # searched for first
         backend = tokenizer.backend_tokenizer
         if backend.normalizer is not None and any(
             token.normalized for token in tokenizer.added_tokens_decoder.values()
@@ -99,7 +99,7 @@ class FastHuggingFace(FastPath):
 
 
 def specials_around(tokenizer: Any) -> tuple[Ids, Ids]:
-    """Return the special tokens that the tokenizer puts before and after every text; raises NotExactError."""
+    """Return the special tokens that the tokenizer puts before and after every text; raise NotExactError."""
     around = tokenizer("a").input_ids
     alone = tokenizer("a", add_special_tokens=False).input_ids
     starts = [i for i in range(len(around)) if around[i : i + len(alone)] == alone]
@@ -148,22 +148,22 @@ def quick_filter(characters: frozenset[str]) -> re.Pattern[str] | None:
     return re.compile(f"[{''.join(low)}{high}]")
 
 
-ASSIGNABLE = (range(0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))  # no private planes
-PER_TEXT = 128  # characters tried at once
-NEIGHBOURS = b"a1A"  # those that `between_classes` puts around a character
+ASSIGNABLE = (range(0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))  # without private planes
+PER_TEXT = 128  # characters tested at once
+NEIGHBOURS = b"a1A"  # the characters that `between_classes` puts around a character
 
 
 def characters_that_differ(description: dict[str, Any]) -> frozenset[str]:
     """Return the characters at which Hugging Face's library and gigatoken split texts differently.
 
     `description` is the content of a `tokenizer.json`. Its merges are replaced by merges of every
-    character with its neighbours, so that each split is visible in the ids.
+    character with its neighbors, so that each split is visible in the ids.
 
     Raises:
         NotExactError: the test does not support this kind of tokenizer.
     """
     kinds = pre_tokenizer_kinds(description.get("pre_tokenizer"))
-    if kinds <= {"Metaspace"}:  # cuts at spaces alone
+    if kinds <= {"Metaspace"}:  # splits only at spaces
         return frozenset()
     if "ByteLevel" not in kinds:
         raise NotExactError(f"its pre-tokenizer ({', '.join(sorted(kinds))}) cannot be compared")
@@ -202,7 +202,7 @@ def between_classes(character: str) -> str:
 
 
 def younger_characters() -> Iterator[str]:
-    """Return all characters that are missing in the oldest tables, assigned in later ones or not."""
+    """Yield all characters that are missing in the oldest tables, assigned in later ones or not."""
     for codes in ASSIGNABLE:
         for code in codes:
             if first_tables.category(character := chr(code)) == "Cn":

@@ -15,14 +15,14 @@ from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
 HUGGING_FACE = "HuggingFaceTokenizer"
 NO_TOKENIZER = "NullTokenizer"
-# Names a tokenizer's folder may hold; nothing else is copied, code least of all.
+# Allowed names in a tokenizer's folder; nothing else is copied, especially no code.
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 MODEL_FILE, FAST_FILE, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
-ORIGIN = "megatron_tokenizer_type"  # in tokenizer_config.json: what the import gives back to Megatron
+ORIGIN = "megatron_tokenizer_type"  # in tokenizer_config.json: Megatron's type, for the import
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class TokenizerFiles:
     Attributes:
         kind: Megatron's name of its type.
         vocab_size: number of tokens.
-        tokens: bos_token_id, eos_token_id, pad_token_id where there are such tokens.
-        path: the model file or folder; None where there is nothing to write (test tokenizers).
+        tokens: bos_token_id, eos_token_id and pad_token_id, if they exist.
+        path: the model file or folder; None if there is nothing to write (test tokenizers).
         notes: messages for the user about the exported tokenizer.
     """
 
@@ -97,7 +97,7 @@ def hugging_face_tokenizer(path: Path) -> TokenizerFiles:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """Load the tokenizer in a folder, offline and without executing code from it; raises UserError."""
+    """Load the tokenizer in a folder, offline and without executing code from it; raise UserError."""
     return open_hugging_face(path, local_files_only=True, trust_remote_code=False)
 
 
@@ -135,9 +135,9 @@ def copy_files(source: Path, folder: Path) -> None:
 
 
 def chat_template(folder: Path) -> str | None:
-    """Return the chat template next to the SentencePiece model of an imported folder; raises UserError."""
+    """Return the chat template next to the SentencePiece model of an imported folder; raise UserError."""
     config = required_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if config.get("extra_special_tokens"):  # which the template needs and the model does not have
+    if config.get("extra_special_tokens"):  # the template needs them and the model does not have them
         return None
     if (folder / TEMPLATE).is_file():
         try:
@@ -169,11 +169,11 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_positions,
-        # Symbols spelled out in a text are text, as they were in training.
+        # Symbols as text are text, as in training.
         "split_special_tokens": True,
         ORIGIN: tokenizer.kind,
     }
-    if template := chat_template(path.parent):  # it spells control tokens out
+    if template := chat_template(path.parent):  # it has control tokens as text
         config |= {"chat_template": template, "split_special_tokens": False}
     atomic_write_json(folder / CONFIG, config)
     for text in sentencepiece_model.NASTY:

@@ -90,7 +90,7 @@ def tell_difference(place: Path) -> None:
     """Warn if transformers returns other ids than the SentencePiece model next to `tokenizer.json`."""
     try:
         _, model = open_model(place / MODEL_FILE)
-    except UserError:  # of another format, which some folders hold under this name
+    except UserError:  # of another format, in folders with a different file of this name
         return
     tokenizer = load_tokenizer(place)
     for text in NASTY:

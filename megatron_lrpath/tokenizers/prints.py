@@ -25,9 +25,9 @@ from megatron_lrpath.tokenizers.sentencepiece_model import (
 )
 
 type Facts = dict[str, Any]
-"""JSON-able facts of a tokenizer, as `TokenizerSpec.facts` makes them; unknown facts are kept."""
+"""JSON-serializable facts of a tokenizer, see `TokenizerSpec.facts`; unknown facts are kept."""
 
-# Of a Hugging Face tokenizer's folder, what its ids depend on; a chat template is none of it.
+# The files of a Hugging Face tokenizer's folder that its ids depend on; a chat template is not among them.
 ID_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "*.tiktoken", "*.py",
@@ -78,7 +78,7 @@ class Opened:
         }
 
     def _probe_texts(self, pieces: Sequence[str]) -> Iterator[str]:
-        """Return fixed texts, then texts of pieces from all parts of the vocabulary."""
+        """Yield fixed texts, then texts of pieces from all parts of the vocabulary."""
         yield from NASTY
         yield from PROSE
         chosen = pieces[:: max(1, len(pieces) // PIECES_OF_PROBES)]
@@ -131,17 +131,17 @@ class TokenizerSpec:
 
     @property
     def is_null(self) -> bool:
-        """Whether texts are already token ids."""
+        """Return whether texts are already token ids."""
         return self.kind == NO_TOKENIZER
 
     @property
     def is_missing(self) -> bool:
-        """Whether its named file is missing, so that it cannot be compared yet."""
+        """Return whether its named file is missing, so that it cannot be compared yet."""
         return bool(self.model) and not self.is_named and not Path(str(self.model)).exists()
 
     @property
     def is_named(self) -> bool:
-        """Whether it can be a name on a hub (`owner/name`), because there is no such local file."""
+        """Return whether it can be a name on a hub (`owner/name`), because there is no such local file."""
         name = self.model or "/"
         return (
             self.kind == HUGGING_FACE and not Path(name).exists() and re.fullmatch(HUB_NAME, name) is not None
@@ -171,7 +171,7 @@ class TokenizerSpec:
 
     @cached_property
     def opened(self) -> Opened | None:
-        """The loaded tokenizer; None for types that only Megatron opens. Raises UserError if it cannot be
+        """The loaded tokenizer; None for types that only Megatron opens. Raise UserError if it cannot be
         opened.
         """
         if self.kind in SENTENCEPIECE and self.model:
@@ -182,7 +182,7 @@ class TokenizerSpec:
 
     @cached_property
     def facts(self) -> Facts:
-        """Return all known facts. Raises UserError if it cannot be opened."""
+        """Return all known facts. Raise UserError if it cannot be opened."""
         if self.is_null:
             size = self.vocab_size or 0
             return self.described | {"vocab_size": size, "eod": size - 1 if self.eod is None else self.eod}
@@ -203,7 +203,7 @@ class TokenizerSpec:
         """Return how this tokenizer differs from the one with the facts `made`; None if ids mean the same to
         both.
 
-        It is not opened if the files are equal. Raises UserError if it must be opened and cannot be.
+        It is not opened if the files are equal. Raise UserError if it must be opened and cannot be.
         """
         return None if same_files(made, self.described) else facts_differ(made, self.facts)
 
@@ -235,13 +235,13 @@ def same_files(made: Facts, own: Facts) -> bool:
     theirs, ours = made.get("files") or {}, own.get("files") or {}
     if not theirs and not ours:
         return bool(made.get("model") == own.get("model"))
-    if len(theirs) == len(ours) == 1:  # the file may have another name
+    if len(theirs) == len(ours) == 1:  # the file can have another name
         return [*theirs.values()] == [*ours.values()]
     return bool(theirs == ours)
 
 
 def check_facts(facts: Any) -> Facts:
-    """Parse the facts of a tokenizer in a file; raises ValueError or TypeError if they are malformed."""
+    """Parse the facts of a tokenizer in a file; raise ValueError or TypeError if they are malformed."""
     if not isinstance(facts, dict) or not isinstance(facts.get("type"), str):
         raise ValueError("no tokenizer")
     for name in ("vocab_size", "eod"):
@@ -256,7 +256,7 @@ def family(kind: str) -> str:
 
 
 def label(facts: Facts) -> str:
-    """`data/tokenizer.model (SentencePieceTokenizer)`, or `NullTokenizer (vocab_size 100)`."""
+    """Return `data/tokenizer.model (SentencePieceTokenizer)`, or `NullTokenizer (vocab_size 100)`."""
     model, kind = facts.get("model"), facts["type"]
     if model:
         return f"{model} ({kind})"
@@ -292,7 +292,7 @@ def content_differs(made: Facts, own: Facts) -> str | None:
 
 
 def open_sentencepiece(path: str) -> Opened:
-    """Load a SentencePiece model; raises UserError if it is not one."""
+    """Load a SentencePiece model; raise UserError if it is not one."""
     data, processor = open_model(path)
     spec = parse_model(data).normalizer_spec
     flags = [name for name in ("add_dummy_prefix", "remove_extra_whitespaces") if getattr(spec, name)]
@@ -318,13 +318,13 @@ def open_fast(name: str) -> Opened:
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more particular
+    except Exception as error:  # the library raises no more specific exception
         raise UserError(f"{file}: not a tokenizer: {str(error).splitlines()[0]}") from None
     return opened_fast(tokenizer, special_tokens(file.parent))
 
 
 def open_by_transformers(name: str) -> Opened:
-    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises UserError."""
+    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raise UserError."""
     loaded = open_hugging_face(name, local_files_only=True, trust_remote_code=False)
     if getattr(loaded, "is_fast", False):
         named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
@@ -343,10 +343,10 @@ def opened_fast(tokenizer: Any, named: Mapping[str, Any]) -> Opened:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     for number, token in named.get("added_tokens_decoder", {}).items():
         vocabulary.setdefault(str(token["content"]), int(number))
-    tokenizer.encode_special_tokens = True  # what a text spells out is text
+    tokenizer.encode_special_tokens = True  # special tokens in a text are text
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    end = named.get("eos_token") or named.get("sep_token")  # as the preprocessing takes it
+    end = named.get("eos_token") or named.get("sep_token")  # as in the preprocessing
     end = end.get("content") if isinstance(end, dict) else end
 
     def encode(text: str) -> list[int]:

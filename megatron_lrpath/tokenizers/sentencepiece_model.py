@@ -1,4 +1,4 @@
-"""SentencePiece models: opened, parsed, and converted to a `tokenizer.json` with the same ids."""
+"""Open and parse SentencePiece models, and convert them to a `tokenizer.json` with the same ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sente
 UNIGRAM, BPE = 1, 2
 SPACE = "▁"
 
-# Text on which converted tokenizers go wrong: spaces, symbols spelled out, scripts, emoji, controls.
+# Text on which converted tokenizers tend to fail: spaces, symbols as text, scripts, emoji, controls.
 NASTY = (
     "", " ", "   ", "\n", "\t\t x", " leading", "trailing ", "two  spaces   three", "a\n\n\nb\r\nc",
     "\u00a0nbsp\u3000wide",
@@ -92,7 +92,7 @@ def fast_tokenizer(model: Any) -> Any:
 
 
 def bpe_model(model: Any, whole_words: bool) -> Any:
-    """Return the BPE model: SentencePiece joins the neighbours whose joint piece has the best score.
+    """Return the BPE model: SentencePiece joins the neighbors whose joint piece has the best score.
 
     With `whole_words`, a word that is a piece becomes that piece directly (for symbols without merges).
     """
@@ -109,7 +109,7 @@ def bpe_model(model: Any, whole_words: bool) -> Any:
 
 
 def merges(model: Any) -> Iterator[tuple[str, str]]:
-    """Return all merges of two pieces into one, best piece first."""
+    """Yield all merges of two pieces into one, best piece first."""
     normal = {piece.piece for piece in model.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
     ranked = sorted((piece for piece in model.pieces if piece.type == NORMAL), key=lambda piece: -piece.score)
     for piece in ranked:
@@ -148,7 +148,7 @@ def normalizer(spec: Any) -> Any:
         steps.append(normalizers.Prepend(SPACE))
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", SPACE))
-    if spec.remove_extra_whitespaces:  # at the end only now: there SentencePiece removes a ▁ of the text too
+    if spec.remove_extra_whitespaces:  # only now at the end: SentencePiece removes a ▁ of the text there, too
         trailing = f"[ {SPACE}]+\\z" if spec.escape_whitespaces else r" +\z"
         steps.append(normalizers.Replace(Regex(trailing), ""))
     return normalizers.Sequence(steps)

@@ -1,4 +1,4 @@
-"""Whether the checkpoint of another training fits a plan's main path: model, optimizer, tokenizer, rate, samples.
+"""Check that the checkpoint of another training fits a plan's main path: model, optimizer, tokenizer, rate.
 
 Imports Megatron: activate the device first.
 """
@@ -26,7 +26,7 @@ from megatron_lrpath.training.options.arguments import arguments_provider
 from megatron_lrpath.training.options.from_arguments import DATA, FILES, STABLE
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 
-DERIVED = ("ffn_hidden_size", "kv_channels")  # Megatron's validation computes them where nothing is given
+DERIVED = ("ffn_hidden_size", "kv_channels")  # Megatron's validation computes them if they are not given
 TOKENIZER = ("tokenizer_type", "vocab_size")
 
 
@@ -44,7 +44,7 @@ class Trained:
 
 
 def main_arguments(path: Path) -> Any:
-    """Megatron's arguments of the main path of the plan `path`, as they are before they are validated."""
+    """Return Megatron's arguments of the main path of the plan `path`, before their validation."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     planned = PlannedRun.read({"plan": path, "paradigm": OURS.name, "run": MAIN.prefix})
@@ -85,7 +85,7 @@ def examine(plan: Plan, folder: Path, step: int) -> Trained:
 
 
 def tokenizer_problems(theirs: TokenizerSpec, ours: TokenizerSpec) -> tuple[list[str], list[str]]:
-    """Why the plan's tokenizer `ours` is not the checkpoint's, a clause each, and what could not be compared.
+    """Return why the plan's tokenizer `ours` is not the checkpoint's, and what was not compared, as clauses.
 
     Compare vocabularies and texts if the files of both exist, otherwise types and sizes.
     """
@@ -103,7 +103,7 @@ def tokenizer_problems(theirs: TokenizerSpec, ours: TokenizerSpec) -> tuple[list
 
 
 def rate_of(common: Mapping[str, Any]) -> float | None:
-    """The rate of the next step, from the optimizer's parameter groups."""
+    """Return the rate of the next step, from the optimizer's parameter groups."""
     groups = list(parameter_groups(common.get("optimizer")))
     chosen = [group for group in groups if group.get("default_config")] or groups
     rate = chosen[0].get("lr") if chosen else None
@@ -111,7 +111,7 @@ def rate_of(common: Mapping[str, Any]) -> float | None:
 
 
 def parameter_groups(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The parameter groups in an optimizer's state, however it is nested."""
+    """Yield the parameter groups in an optimizer's state, at any depth."""
     if not isinstance(value, Mapping):
         return
     for name, inner in value.items():
@@ -122,7 +122,7 @@ def parameter_groups(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def other_settings(stored: Any, args: Any) -> Iterator[str]:
-    """Settings of the training in which the two differ, a clause each."""
+    """Yield the settings of the training that differ, a clause each."""
     for name in sorted((STABLE - DATA - FILES - set(TOKENIZER)) | {"weight_decay", "global_batch_size"}):
         before, now = (copy.copy(getattr(one, name, None)) for one in (stored, args))
         if hasattr(stored, name) and before != now and name not in ("split", "dataloader_type", "optimizer"):
@@ -133,10 +133,10 @@ def examine_weights(plan: Plan, root: Path) -> list[str]:
     """Compare an imported model in `root` with the plan's model and tokenizer.
 
     Returns:
-        What differs but may, and what could not be compared, a clause each.
+        The differences that are allowed, and what could not be compared, a clause each.
 
     Raises:
-        UserError: what differs.
+        UserError: there are other differences; the message lists them.
     """
     folder = parents.weights_folder(root)
     stored, args = parents.stored_arguments(folder), main_arguments(plan.path)

@@ -94,7 +94,7 @@ class Batches:
 
 
 def document(dataset: str, number: int, offset: int, tokens: int) -> dict[str, Any]:
-    """A part of a document in a sample."""
+    """Return a part of a document in a sample."""
     return {"dataset": dataset, "document": number, "offset": offset, "tokens": tokens}
 
 

@@ -1,4 +1,4 @@
-"""How a training process ends: one message, an exit status, and the end of the other ranks; the signals that stop it.
+"""End a training process: one message, an exit status, the end of the other ranks; handle stop signals.
 
 After SIGTERM or SIGUSR2 every rank saves at the end of the step and exits with `SAVED_AND_STOPPED`. Schedulers send
 SIGTERM when a job is cancelled or preempted, and (Slurm: `--signal=USR2@600`) a configured signal some time before the
@@ -19,7 +19,7 @@ from megatron_lrpath.errors import RendezvousError, TrainingStoppedError, UserEr
 from megatron_lrpath.exits import BAD_INPUT, FAILED, leave_at_once
 from megatron_lrpath.runs import failure
 
-if TYPE_CHECKING:  # it imports torch, which the device must precede
+if TYPE_CHECKING:  # it imports torch, after the choice of the device
     from megatron_lrpath.training.guards.peers import PeerWatch
 
 
@@ -28,8 +28,8 @@ from types import FrameType
 
 from megatron_lrpath.exits import SAVED_AND_STOPPED
 
-EXIT_BUILTIN = "_sitebuiltins"  # where `exit()` raises
-ON_SIGNAL = "_graceful_shutdown"  # Megatron's answer to SIGINT and SIGTERM
+EXIT_BUILTIN = "_sitebuiltins"  # the module from which `exit()` raises
+ON_SIGNAL = "_graceful_shutdown"  # Megatron's reaction to SIGINT and SIGTERM
 RERUN = (16, 17)  # the statuses of Megatron's rerun state machine
 
 
@@ -48,7 +48,7 @@ def reason_of(error: SystemExit, place: str, said: str) -> tuple[Exception, int]
 
 
 class Exits:
-    """How this process ends.
+    """The handling of this process's end.
 
     Attributes:
         peers: set after rendezvous.

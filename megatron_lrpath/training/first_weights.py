@@ -106,7 +106,7 @@ def set_random_states(states: States) -> None:
     """Restore these states; the generator objects are not replaced."""
     cpu, device, named = states
     torch.cuda.set_rng_state(device)
-    torch.set_rng_state(cpu)  # after the device's, which is the CPU's where there is no GPU
+    torch.set_rng_state(cpu)  # after the device's, which is the CPU's if there is no GPU
     tracker = get_cuda_rng_tracker()
     now = tracker.get_states()
     for name in now:

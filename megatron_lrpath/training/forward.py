@@ -92,7 +92,7 @@ def broadcast(batch: Batch, args: Any, tp_rank: int, first: bool, last: bool) ->
 
 
 class ForwardStep:
-    """Megatron's forward-step function for language modelling.
+    """Megatron's forward-step function for language modeling.
 
     Args:
         guard: records the loss of each micro-batch; None in evaluations.

@@ -1,5 +1,5 @@
-"""Replacements of Megatron's names at the start and in the loop: each calls the responsible part of the session, then
-the original.
+"""Replacements of Megatron's names at the start and in the loop: each calls the responsible part of the
+session, then the original.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def checkpoint_and_decide_exit(
     **named: Any,
 ) -> bool:
     """Save at the steps to keep, decide as Megatron does, and save and stop after a signal."""
-    from megatron.training.training import save_checkpoint_and_time  # itself a replaced name's caller
+    from megatron.training.training import save_checkpoint_and_time  # it is called by a replaced name
 
     trained = (model, optimizer, opt_param_scheduler)
     rest = (num_floating_point_operations_so_far, checkpointing_context)
@@ -238,7 +238,7 @@ def load_state_dict(session: Session, original: Wrapped, self: Any, state_dict: 
         groups = own_groups(groups, self.optimizer.param_groups)
     original(self, {**state_dict, "optimizer": {**inner, "param_groups": groups}})
     for moments in self.optimizer.state.values():
-        # One tensor was given to all parameters, so that torch's Adam would count every step many times.
+        # All parameters share one tensor, so that torch's Adam would count every step many times.
         if isinstance(moments.get("step"), torch.Tensor):
             moments["step"] = moments["step"].clone()
 

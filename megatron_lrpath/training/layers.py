@@ -21,7 +21,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.training.machine import APEX_NORM, importable
 
 SHORT = 512
-"""Tokens up to which torch's fused attention on the CPU takes less time in fp32 than in bf16 (backwards, half)."""
+"""Tokens up to which torch's fused attention on the CPU is faster in fp32 than in bf16 (backwards: half)."""
 
 
 class SDPACoreAttention(MegatronModule):
@@ -70,7 +70,7 @@ class SDPACoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Attend; query [s, b, heads, d], key and value [s, b, groups, d] -> context [s, b, heads·d]."""
+        """Attend: query [s, b, heads, d], key and value [s, b, groups, d] -> context [s, b, heads·d]."""
         if packed_seq_params is not None or attention_bias is not None:
             raise UserError(
                 "packed sequences and attention biases need Transformer Engine's attention: install "
@@ -87,9 +87,9 @@ class SDPACoreAttention(MegatronModule):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
     ) -> Tensor:
-        """[s, b, heads, d] -> [b, heads, s, d]."""
+        """Compute the attention, [s, b, heads, d] -> [b, heads, s, d]."""
         if mask is not None and self.grouped:
-            # With a mask torch's fused kernels need as many keys as queries.
+            # With a mask, torch's fused kernels need as many keys as queries.
             repeats = query.size(2) // key.size(2)
             key, value = (states.repeat_interleave(repeats, dim=2) for states in (key, value))
         kind = query.dtype

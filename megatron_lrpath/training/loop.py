@@ -50,7 +50,7 @@ def loop(session: Session, args: Any) -> None:
     """
     session.exits.asked = bool(
         args.ckpt_convert_format
-    )  # Megatron leaves when it has converted the checkpoint
+    )  # Megatron exits when it has converted the checkpoint
     with load_failures(args.load):
         pretrain(
             setup.configuration(args),
@@ -70,7 +70,7 @@ def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None
             run_loop()
         except SystemExit as error:
             if session.exits.unasked(error):
-                raise  # perhaps on this rank alone
+                raise  # possibly only on this rank
             setup.end(session)
             if session.signals.stopping:
                 sys.exit(stop_status(session.saves))

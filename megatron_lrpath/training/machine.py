@@ -13,7 +13,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.needs import ENGINE, GPU, installed
 
-# Torch reads it when it is imported. Its warnings are C++ stack traces of every rank that misses another one.
+# Torch reads it when it is imported. Its warnings are C++ stack traces of every rank that misses another.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,13 +51,13 @@ def activate(device: str) -> None:
     CPU.
     """
     if device == "cuda":
-        from megatron_lrpath.training import fused_gradients  # imports torch, which others must not pay for
+        from megatron_lrpath.training import fused_gradients  # imports torch, unneeded by others
 
         fused_gradients.register()
     if device == "cpu":
         from megatron_lrpath.training.cpu import (
             backend as cpu,
-        )  # imports torch, which others must not pay for
+        )  # imports torch, which other processes do not need
 
         cpu.install()
 
@@ -120,7 +120,7 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
 
 
 def fused_optimizer() -> str:
-    """Whose Adam, gradient norm and clipping Megatron uses in place of torch's; empty for torch's."""
+    """Return the library whose Adam, gradient norm and clipping Megatron uses; empty for torch's."""
     return next((name for name, module in OPTIMIZERS.items() if importable(module)), "")
 
 

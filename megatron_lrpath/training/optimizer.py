@@ -40,7 +40,7 @@ def settings(group: Group) -> Group:
 
 
 def numbered(groups: list[Group]) -> Iterator[list[int]]:
-    """Return the parameters of each group as torch numbers them in a state: consecutively over all groups."""
+    """Yield the parameters of each group as torch numbers them in a state: consecutively over all groups."""
     first = 0
     for group in groups:
         yield list(range(first, first + len(group[PARAMETERS])))
@@ -50,7 +50,7 @@ def numbered(groups: list[Group]) -> Iterator[list[int]]:
 def closest(group: Group, stored: list[Group]) -> Group:
     """Return the stored group with most settings in common with `group`, preferably one with its rates."""
     from megatron.core.optimizer.optimizer import (
-        param_group_identifier_keys as keys,  # after the device's choice
+        param_group_identifier_keys as keys,  # after the choice of the device
     )
 
     def in_common(other: Group) -> tuple[int, bool, int]:
@@ -135,7 +135,7 @@ def sharded_tensor(original: Callable[..., Any], model_param: Any, optim_param: 
     The layer (and expert) that it belongs to stays an axis of the whole. No rank holds a part of it:
     `optimizer_problems` refuses tensor parallelism, at which each rank preconditions its part of a matrix alone.
     """
-    from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the device's choice
+    from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the choice of the device
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
     own = tuple(optim_param.shape)

@@ -1,4 +1,4 @@
-"""Megatron's `parse_and_validate_args` and `pretrain` for a team's own pretrain script, with a session."""
+"""Megatron's `parse_and_validate_args` and `pretrain` for a custom pretrain script, with a session."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
-    # Printed on every start where they are not installed; `machine.flags` has drawn the consequences.
+    # Warnings about missing libraries at every start; `machine.flags` handles that.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     start = time.time()
     exits, signals = Exits(), Signals()
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     with exits.reported():
         argv = sys.argv[1:] if argv is None else argv
         session = open_session(argv, exits, signals)
-        from megatron_lrpath.training.loop import train  # imports Megatron, which the device must precede
+        from megatron_lrpath.training.loop import train  # imports Megatron, after the choice of the device
 
         train(session, argv, start)
 
@@ -56,11 +56,11 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
     device = machine.choose_device(early.device)
     machine.activate(device)
     set_single_process_environment(is_run=early.plan is not None or any("--lr-path" in word for word in argv))
-    gc.disable()  # what is imported lives as long as the process: no collection walks it, now or later
+    gc.disable()  # imported objects live as long as the process: no collection visits them, now or later
     with nullcontext() if asks_for_wandb(argv, early.plan) else without("wandb"):
         from megatron_lrpath.training.session import (
             Session,
-        )  # imports Megatron, which the device must precede
+        )  # imports Megatron, after the choice of the device
     gc.freeze()
     gc.enable()
 
@@ -83,7 +83,7 @@ def without(package: str) -> Iterator[None]:
         yield
         return
     modules: dict[str, Any] = sys.modules
-    modules[package] = None  # as Python documents it: importing the name fails at once
+    modules[package] = None  # documented by Python: importing the name fails at once
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def set_single_process_environment(is_run: bool) -> None:
         from torch.distributed.elastic.utils.distributed import get_free_port
 
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # an in-process restart asks for them
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # an in-process restart needs them
         os.environ.setdefault("MASTER_PORT", str(get_free_port()))
 
 

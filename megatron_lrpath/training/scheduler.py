@@ -1,4 +1,4 @@
-"""The schedule in Megatron's loop: its scheduler with the learning-rate path, and batch sizes that change on the way.
+"""The schedule in Megatron's loop: its scheduler with the learning-rate path, and batch sizes that change.
 
 Both follow from the consumed samples. In all checkpoints of a plan `args.global_batch_size` is the plan's
 `batch.global_batch_size`; Megatron's own calculator gives the micro batches of a step.
@@ -20,13 +20,13 @@ from megatron_lrpath.schedule import BatchSizes, LRPath
 class LRPathScheduler(OptimizerParamScheduler):
     """Sets every parameter group's rate from an `LRPath` over consumed samples.
 
-    The position follows from the samples consumed before a step, so step `s` runs at position `s-1` (the convention
-    of `LRPath`). Megatron's own sample counter counts them: a step skipped for a
-    gradient overflow consumes its samples too, and a decay still completes.
+    The position follows from the samples consumed before a step, so step `s` has position `s-1` (the
+    convention of `LRPath`). Megatron's own counter counts them: a step skipped for a gradient overflow also
+    consumes its samples, and a decay still completes.
 
-    Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's
-    `max_lr` and `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would
-    silently train at the parent's rates; here the groups keep what this run was configured with.
+    A loaded checkpoint does not affect the rate. Megatron (up to 0.19) leaves the checkpoint's `max_lr` and
+    `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would silently train
+    at the parent's rates; here the groups keep the configuration of this run.
 
     Args:
         optimizer: Megatron's optimizer.
@@ -135,14 +135,14 @@ def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
 
 
 def set_last_batch_size(args: Any, sizes: BatchSizes) -> None:
-    """Let Megatron validate the batch size of the run's last step; the first ones may be too small for this layout."""
+    """Let Megatron validate the last step's batch size; earlier ones may be too small for this layout."""
     args.global_batch_size = sizes.size_of(args.train_iters)
 
 
 def follow_batch_sizes(args: Any, sizes: BatchSizes, is_evaluation_given: bool) -> None:
     """Give each step its batch size; call it when Megatron's global variables are set.
 
-    Evaluations keep the first batch size where the layout allows it, unless `is_evaluation_given`.
+    Evaluations keep the first batch size if the layout allows it, unless `is_evaluation_given`.
     """
     first, copies = sizes.changes[0][1], data_parallel(args)
     args.global_batch_size = first
@@ -160,10 +160,10 @@ def follow_batch_sizes(args: Any, sizes: BatchSizes, is_evaluation_given: bool) 
 
 
 def require_whole_micro_batches(args: Any, sizes: BatchSizes, step: int) -> None:
-    """Refuse a layout that the batch of a step after `step` cannot be divided among.
+    """Refuse a layout that cannot divide the batch of a step after `step`.
 
     Raises:
-        UserError: the size, and what has to divide it.
+        UserError: with the size, and what must divide it.
     """
     micro, copies = args.micro_batch_size, data_parallel(args)
     for size in sizes.sizes(step, args.train_iters):
@@ -175,5 +175,5 @@ def require_whole_micro_batches(args: Any, sizes: BatchSizes, step: int) -> None
 
 
 def data_parallel(args: Any) -> int:
-    """The number of ranks that a batch is divided among."""
+    """Return the number of ranks that share a batch."""
     return int(args.data_parallel_size * args.gtp_weight_remat_size)

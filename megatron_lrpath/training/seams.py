@@ -376,7 +376,7 @@ SEAMS = (
     Seam(
         "megatron.core.optimizer.clip_grads:l2_norm_impl",
         "megatron_lrpath.training.gpu.kernels:l2_norm",
-        (),  # Transformer Engine's and Apex', which are called as they are, have other names
+        (),  # Transformer Engine's and Apex's, which are called unchanged, have other names
         "without Transformer Engine and Apex it waits for the GPU once for each tensor",
         device="cuda",
         speed=True,
@@ -435,7 +435,7 @@ def check(seam: Seam) -> str | None:
         return f"{seam.target} is gone ({error})"
     try:
         found = tuple(inspect.signature(original).parameters)
-    except ValueError:  # compiled, as Transformer Engine's and Apex' are: the replacement passes all on to it
+    except ValueError:  # compiled, as Transformer Engine's and Apex's: all arguments are passed on
         return None
     touched = found[: len(seam.parameters)]
     if touched != seam.parameters:
@@ -454,7 +454,7 @@ def apply(session: Session) -> None:
     """Replace the names for training on the session's device, once for each process.
 
     Raises:
-        UserError: these rows do not match the installed Megatron.
+        UserError: rows do not match the installed Megatron.
     """
     pending = [seam for seam in rows(session.device) if not is_replaced(seam)]
     problems = {seam: problem for seam in pending if (problem := check(seam))}

@@ -65,7 +65,7 @@ class Session:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the run's batches are packed samples of a fine-tuning."""
+        """Return whether the run's batches are packed samples of a fine-tuning."""
         return self.context is not None and self.context.kind == SFT.name
 
     def step_ended(self, step: int, loss: Any, grad_norm: float | None, skipped: bool) -> float:
@@ -73,7 +73,7 @@ class Session:
 
         Args:
             step: counted from 1.
-            loss: of the step (nats per token), if this rank has one.
+            loss: the loss of the step (nats per token), if this rank has it.
             grad_norm: the gradient's norm, if it is known.
             skipped: whether the update was skipped.
         """

@@ -1,4 +1,4 @@
-"""From the command line to Megatron's loop: arguments, context, lineage, and the parts of the session."""
+"""Set up Megatron's loop from the command line: arguments, context, lineage, and the parts of the session."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ def plain_arguments(
         UserError: options related to --plan or --lr-path, arguments that Megatron refuses, or the problems `wrong`.
     """
     if any(problem.startswith("argument --lr-path:") for problem in wrong):
-        raise_all(wrong)  # without the path, it is unknown which other arguments are wrong
+        raise_all(wrong)  # without the path it is unknown which other arguments are wrong
     refuse_companions(given, wrong)
     sys.argv[1:] = argv
     provider = arguments_provider(session.own_arguments)
-    if "yaml_cfg" in given:  # the file holds all arguments, those of the device too
+    if "yaml_cfg" in given:  # the file has all arguments, also those of the device
         return yaml_arguments(given["yaml_cfg"], provider, defaults)
     args = parse_args(provider)
     if args.use_checkpoint_args or defaults.get("use_checkpoint_args"):
@@ -151,7 +151,7 @@ def plain_arguments(
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
-    """Read Megatron's experimental --yaml-cfg, which takes every argument from the file.
+    """Read Megatron's experimental --yaml-cfg, which sets every argument from the file.
 
     Raises:
         UserError: the file cannot be read, or lacks an argument that Megatron reads.
@@ -177,7 +177,7 @@ def check_lineage(context: RunContext) -> None:
     """Refuse, before anything is written, to continue another run or to start from another parent."""
     if context.folder is None:
         return check_argument_lineage(context)
-    if lineage.is_bound(context.folder):  # a start that came to no checkpoint binds nothing
+    if lineage.is_bound(context.folder):  # a start without a checkpoint binds nothing
         lineage.check_same_run(context.folder, context.identity)
     if context.parent is None:
         return
@@ -187,7 +187,7 @@ def check_lineage(context: RunContext) -> None:
         require_checkpoint(context.parent.folder, context.parent.step)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
-    if context.kind == SFT.name:  # its arguments are its own
+    if context.kind == SFT.name:  # it has its own arguments
         recorded = lineage.read_lineage(context.plan.folder(parent)) or {"identity": {}}
         own["arguments"] = recorded["identity"].get("arguments", {})
     identity = run_identity(context.plan, parent) | own
@@ -243,7 +243,7 @@ def begin(session: Session, args: Any) -> None:
     """
     context = session.context
     assert context is not None
-    if args.async_save:  # its process is forked before CUDA, NCCL and threads are up
+    if args.async_save:  # its process is forked before CUDA, NCCL and threads are started
         queue_between_processes()
     own = Path(args.save)
     ranks = Ranks.from_environment(own)
@@ -256,7 +256,7 @@ def begin(session: Session, args: Any) -> None:
         session.lock = hold(own, partial(session.exits.lost_lock, own))
 
     start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
-    if context.folder is not None:  # from here on the run is this process's own
+    if context.folder is not None:  # from here on this process owns the run
         failure.use_folder(context.folder)
     if context.plan is not None and context.plan.adopted is not None:
         parents.require_adopted(context.plan, own, start.step)
@@ -267,7 +267,7 @@ def begin(session: Session, args: Any) -> None:
         if context.folder is None and start.existing and lineage.read_lineage(own) is None:
             check_unrecorded(session, args, common)
         parents.carry(args, common["args"])
-        args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
+        args.pretrained_checkpoint = None  # Megatron does not see the tracker and would use it
     elif args.pretrained_checkpoint:
         if context.plan is not None:
             parents.require_adopted_weights(context.plan)
@@ -286,8 +286,8 @@ def begin(session: Session, args: Any) -> None:
 
 
 def record_start(context: RunContext, args: Any, start: Start, retain_interval: int | None) -> None:
-    """Write the lineage; on rank 0."""
-    for file in RunFolder(context.records).written_by_training:  # a killed process left them half-written
+    """Write the lineage on rank 0."""
+    for file in RunFolder(context.records).written_by_training:  # unfinished files of a killed process
         sweep_unfinished(file)
     if not start.existing:
         lineage.forget(context.records)
@@ -321,7 +321,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
 
 
 def machine_record(args: Any) -> dict[str, Any]:
-    """What of the machine decides about roundings: the device, the layout, and on a GPU the kernels in use."""
+    """Return what affects rounding: the device, the layout, and on a GPU the kernels in use."""
     record: dict[str, Any] = {"device": device_name(args)}
     record["layout"] = {name: getattr(args, name, None) for name in LAYOUT}
     if args.gpu_kernels:
@@ -386,10 +386,10 @@ def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -
 def parent_record(context: RunContext) -> dict[str, Any] | None:
     """Return the lineage's entry about a run's parent."""
     if context.parent is None or lineage.read_lineage(context.records) is not None:
-        return None  # recorded at the first start; the parent's checkpoint may be gone by now
+        return None  # recorded at the first start; the parent's checkpoint may have been removed since
     fingerprint = present_fingerprint(context.parent.folder, context.parent.step)
     if fingerprint is None:
-        return None  # of a run that an older version began
+        return None  # of a run that an older release began
     return {
         "run": parent_name(context),
         "step": context.parent.step,

@@ -106,7 +106,7 @@ class Watcher:
             self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
         parent, first = parent_row(self.context), self.context.path.start
         if parent is not None and step == first + 1:
-            # W&B's steps must not decrease: the parent's point has the step before the first.
+            # W&B's steps must not decrease: the parent's point has the step before the first one.
             values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
             self._write(step - 1, self.context.sizes.samples_at(first), values)
 
@@ -167,7 +167,7 @@ class StepRecorder:
         self._history: HistoryWriter | None = None
         self._watcher: Watcher | None = None
         self._pace = Pace(args)
-        self._unrecorded: list[dict[str, Any]] = []  # skipped updates that the lineage does not hold yet
+        self._unrecorded: list[dict[str, Any]] = []  # skipped updates that are not in the lineage yet
 
     def record(self, step: int, lr: float, loss: Any, grad_norm: Any, skipped: bool) -> None:
         """Record a step (1-based): the rate it used, its loss (nats per token), the gradient's norm, whether
@@ -195,7 +195,7 @@ class StepRecorder:
         if self.guard.spike:
             row["spike"] = {"median": self.guard.spike.median, "limit": self.guard.spike.limit}
         if self._history is None:
-            from megatron.training import get_timers  # Megatron comes after the backend is chosen
+            from megatron.training import get_timers  # after the choice of the backend
 
             elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
             self._history = HistoryWriter(self.context.folder, step - 1, elapsed)
@@ -237,24 +237,24 @@ class StepRecorder:
                 warn(f"{file}: {cause(error)}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
-        """Write skipped updates into the lineage; raises OSError if the disk has no space. On rank 0."""
+        """Write skipped updates into the lineage; raise OSError if the disk has no space. On rank 0."""
         while self._unrecorded:
             assert self.context.folder is not None
             add_skipped(self.context.folder, self._unrecorded[0])
             del self._unrecorded[0]
 
     def sync_history(self) -> None:
-        """Sync the history; raises OSError if the disk has no space. Do nothing if no step was recorded."""
+        """Sync the history; raise OSError if the disk has no space. Do nothing if no step was recorded."""
         if self._history is not None:
             self._history.sync()
 
 
 PATTERN = "events.out.tfevents.*"
-OF_SAMPLES = " vs samples"  # how Megatron ends the names of its curves over samples
+OF_SAMPLES = " vs samples"  # suffix of Megatron's names of curves over samples
 LENGTH, AROUND = (
     struct.Struct("<Q"),
     16,
-)  # a record: its length and that one's checksum, the bytes, their checksum
+)  # a record: its length with a checksum, the bytes with a checksum
 
 
 def forget_curves(context: RunContext, args: Any, first: int) -> None:
@@ -263,7 +263,7 @@ def forget_curves(context: RunContext, args: Any, first: int) -> None:
     A branch begins with its parent's point, one step before its own first.
     """
     from megatron.training.global_vars import (
-        get_tensorboard_writer,  # Megatron comes after the backend is chosen
+        get_tensorboard_writer,  # after the choice of the backend
     )
 
     writer = get_tensorboard_writer()
@@ -282,7 +282,7 @@ def forget_points(folder: Path, step: int, samples: int, sample_tokens: int, own
     that is not writable.
 
     Args:
-        folder: of TensorBoard's files.
+        folder: the folder of TensorBoard's files.
         step: the first step to train (1-based), or the one before, if a run begins with a point of it.
         samples: consumed after that step; `sample_tokens`: tokens of a sample. For curves over those.
         own: the file of this process, which is not changed.
@@ -305,7 +305,7 @@ def end_before(content: bytes, firsts: tuple[int, int, int]) -> int | None:
 
     Return None if it has no such points, or if it is unreadable before an incomplete last record.
     """
-    # Takes a while, and the first start of a run has no files.
+    # This takes a while, and the first start of a run has no files.
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -324,7 +324,7 @@ def end_before(content: bytes, firsts: tuple[int, int, int]) -> int | None:
 
 
 def records(content: bytes) -> list[tuple[int, int]]:
-    """Yield the complete records of an event file: their offsets and the lengths of their content."""
+    """Return the complete records of an event file: their offsets and the lengths of their content."""
     found, place = [], 0
     while place + AROUND <= len(content):
         (length,) = LENGTH.unpack_from(content, place)

@@ -1,1 +1,1 @@
-"""Trials: short branches off one checkpoint that differ in the rate or in the data, and what they measured."""
+"""Trials: short branches off one checkpoint that differ in the rate or the data, and their measurements."""

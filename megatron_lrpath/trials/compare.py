@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """Perplexity over that of the first candidate, less 1, with its 95% interval; None where that is unknown."""
+    """Perplexity over that of the first candidate, minus 1, with its 95% interval; None if unknown."""
 
     middle: float
     low: float | None
@@ -25,7 +25,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Return whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -33,7 +33,7 @@ class Difference:
 class Measured:
     """A candidate on one text: the perplexity (over the mean loss of the repeats), and the difference.
 
-    `difference` is None for the first candidate, and `repeats` is how many repeats every candidate has.
+    `difference` is None for the first candidate; `repeats` is the number of repeats that every candidate has.
     """
 
     perplexity: float
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class BestRate:
-    """Where a parabola through the losses over the logarithm of the rate is lowest, with its 95% interval.
+    """The minimum of a parabola through the losses over the logarithm of the rate, with its 95% interval.
 
     The interval is None with a single repeat.
     """
@@ -55,7 +55,7 @@ class BestRate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The texts by name, `WHOLE` first, with the candidates; empty as long as no repeat is complete.
+    """The texts by name, `WHOLE` first, with the candidates; empty if no repeat is complete.
 
     `best_rate` is of a probe whose repeats all have their lowest loss between the tried rates.
     """
@@ -67,13 +67,13 @@ class Comparison:
 
     @property
     def best(self) -> str | None:
-        """The candidate with the lowest loss on the first validation set; None before there is one."""
+        """The candidate with the lowest loss on the first validation set; None without a complete repeat."""
         whole = self.texts.get(WHOLE)
         return min(whole, key=lambda name: whole[name].perplexity) if whole else None
 
 
 def compare(plan: Plan, trial: Trial) -> Comparison:
-    """Compare what has been measured so far; a repeat counts once all candidates have it."""
+    """Compare what has been measured so far; a repeat counts if all candidates have it."""
     losses = losses_of(plan, trial)
     names = [candidate.name for candidate in trial.candidates]
     texts = {}
@@ -91,13 +91,13 @@ def compare(plan: Plan, trial: Trial) -> Comparison:
 
 
 def complete_repeats(losses: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """Losses [candidates, repeats] of the repeats that every candidate has."""
+    """Return the losses [candidates, repeats] of the repeats that every candidate has."""
     columns = [column for column in zip(*losses, strict=True) if None not in column]
     return np.array(columns, dtype=float).T.reshape(len(losses), len(columns))
 
 
 def measured(names: Sequence[str], losses: np.ndarray) -> dict[str, Measured]:
-    """The candidates on one text, by name; `losses` [candidates, repeats] in nats a token."""
+    """Return the candidates on one text, by name; `losses` [candidates, repeats] in nats per token."""
     repeats = losses.shape[1]
     means, half = losses.mean(axis=1), half_width(losses)
     found = {}
@@ -110,10 +110,11 @@ def measured(names: Sequence[str], losses: np.ndarray) -> dict[str, Measured]:
 
 
 def half_width(losses: np.ndarray) -> float | None:
-    """Half the 95% interval of a difference of two candidates' mean losses; None with one repeat or one candidate.
+    """Return half the 95% interval of a difference of two mean losses; None with one repeat or candidate.
 
-    A loss is a candidate's part, a repeat's part (the same batches, hence the pairing) and noise, which is taken to be
-    equally large for all candidates: the randomized block design. With two candidates it is the paired t interval.
+    A loss is the sum of a candidate's part, a repeat's part (the same batches, hence the pairing) and noise,
+    which is assumed equally large for all candidates: the randomized block design. With two candidates it is
+    the paired t interval.
     """
     candidates, repeats = losses.shape
     freedom = (candidates - 1) * (repeats - 1)
@@ -125,10 +126,10 @@ def half_width(losses: np.ndarray) -> float | None:
 
 
 def best_rate(rates: Sequence[float], losses: np.ndarray) -> BestRate | None:
-    """The rate with the lowest loss; `losses` [rates, repeats].
+    """Return the rate with the lowest loss; `losses` [rates, repeats].
 
-    None with fewer than three rates, and where a repeat's parabola has no lowest point between the tried rates: then
-    the losses do not say where it is.
+    Return None with fewer than three rates, and if a repeat's parabola has no minimum between the tried
+    rates: the losses then do not determine it.
     """
     if len(rates) < 3:
         return None
@@ -148,7 +149,7 @@ def best_rate(rates: Sequence[float], losses: np.ndarray) -> BestRate | None:
 
 
 def to_dict(comparison: Comparison) -> Mapping[str, object]:
-    """JSON-able: differences as fractions, not percent."""
+    """Return JSON-serializable data; differences are fractions, not percent."""
     texts = {
         text: {
             name: {

@@ -15,15 +15,15 @@ from megatron_lrpath.runs.results import is_fresh, loss_of
 from megatron_lrpath.sealed import write_sealed
 
 VERSION = "trial"
-"""The name of the version that a trial's branches train, in the plans that represent them."""
+"""The name of the version that a trial's branches train, in their plans."""
 PROBE, AUDITION = "probe", "audition"
 WHOLE = "all"
-"""The first validation set as a whole, among the names of its domains and of further sets."""
+"""The whole first validation set, among the names of its domains and of further sets."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a group of branches tries: `rate` (which its decay begins at), `slice`, and `replay` (a share, as text)."""
+    """The settings of a group of branches: `rate` (before the decay), `slice`, `replay` (share, as text)."""
 
     name: str
     rate: float
@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def branches(self) -> int:
-        """How many branches are trained."""
+        """Number of branches that are trained."""
         return self.repeats * len(self.candidates)
 
     @property
@@ -64,11 +64,11 @@ class Trial:
         return self.branches * self.steps
 
     def folder(self, plan: Plan) -> Path:
-        """The trial's folder."""
+        """Return the trial's folder."""
         return OutputFolder(Path(plan.output)).trials / self.name
 
     def run_folder(self, plan: Plan, candidate: Candidate, repeat: int) -> Path:
-        """The folder of one branch."""
+        """Return the folder of one branch."""
         return self.folder(plan) / point_name(candidate, repeat) / OURS.name / BRANCH.run_name(VERSION)
 
     def write(self, plan: Plan) -> None:
@@ -77,17 +77,17 @@ class Trial:
 
 
 def point_name(candidate: Candidate, repeat: int) -> str:
-    """The name of one branch's plan and folder."""
+    """Return the name of one branch's plan and folder."""
     return f"{candidate.name}-r{repeat}"
 
 
 def record_path(folder: Path) -> Path:
-    """The record of the trial in `folder`."""
+    """Return the record of the trial in `folder`."""
     return folder / "trial.json"
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """The trial in `folder`, None where there is none.
+    """Return the trial in `folder`; None if there is none.
 
     Raises:
         UserError: the record exists and cannot be used.
@@ -106,7 +106,7 @@ def read_trial(folder: Path) -> Trial | None:
 
 
 def trials_of(plan: Plan) -> list[Trial]:
-    """The trials in a plan's output, by their first step and name; those that cannot be read are left out."""
+    """Return the trials in a plan's output, by their first step and name; unreadable ones are omitted."""
     found = []
     for path in sorted(OutputFolder(Path(plan.output)).trials.glob("*/trial.json")):
         try:
@@ -119,9 +119,9 @@ def trials_of(plan: Plan) -> list[Trial]:
 
 
 def losses_of(plan: Plan, trial: Trial) -> dict[str, dict[str, list[float | None]]]:
-    """Losses (nats a token) by text and candidate, one for each repeat, None where it is not measured yet.
+    """Return the losses (nats per token) by text and candidate, one for each repeat, None if not measured.
 
-    Texts are `WHOLE`, the domains of the first validation set where it has several, and the further sets.
+    Texts are `WHOLE`, the domains of the first validation set if it has several, and the further sets.
     """
     texts: dict[str, dict[tuple[str, int], float]] = {}
     for candidate, repeat in trial.points:

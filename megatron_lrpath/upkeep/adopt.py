@@ -1,7 +1,8 @@
-"""The checkpoint of another training, or an imported model, becomes the beginning of a main path.
+"""Make the checkpoint of another training, or an imported model, the beginning of a main path.
 
-A checkpoint is checked, copied and recorded. The plan names it before the copy gets its name, so that a run without
-the plan's entry never starts from it. Killed anywhere, the same call completes it. The original is only read.
+A checkpoint is checked, copied and recorded. The plan names it before the copy gets its final name, so that a
+run without the plan's entry never starts from it. After a kill at any point, a repeated call completes it.
+The original is only read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PARENT = "adopted"  # the parent's name in the lineage
 
 @dataclass(frozen=True)
 class Adoption:
-    """What an adoption does: `source` is copied, `text` becomes the plan's, which is then `plan`."""
+    """The work of an adoption: `source` is copied, `text` becomes the plan's, which is then `plan`."""
 
     source: Path
     text: str
@@ -53,18 +54,18 @@ class Adoption:
 
     @property
     def is_done(self) -> bool:
-        """Whether the main path has the checkpoint already."""
+        """Return whether the main path has the checkpoint already."""
         return disk.checkpoint_complete(self.root, self.adopted.step)
 
 
 def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]) -> Adoption:
-    """What the adoption of the checkpoint of `step` under `root` does. Nothing is written.
+    """Return the work to adopt the checkpoint of `step` under `root`. Nothing is written.
 
     Args:
         plan: the plan.
         root: the other training's folder of checkpoints.
-        step: the checkpoint's.
-        samples: those that it was trained on.
+        step: the step of the checkpoint.
+        samples: the number of samples that it was trained on.
         data: names of the slices that it has read; empty if unknown.
 
     Raises:
@@ -81,10 +82,10 @@ def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]
 def adopted_from(
     plan: Plan, source: Path, name: str, position: tuple[int, int], data: Sequence[str]
 ) -> Adopted:
-    """The plan's entry for the checkpoint in the folder `source`, called `name`, of (step, samples).
+    """Return the plan's entry for the checkpoint in the folder `source`, called `name`, of (step, samples).
 
     Raises:
-        UserError: a slice of `data` is not there, or the plan has adopted another checkpoint.
+        UserError: a slice of `data` is missing, or the plan has adopted another checkpoint.
     """
     fingerprint = disk.files_fingerprint(disk.content_files(source))
     adopted = Adopted(*position, name, fingerprint, tuple(data))
@@ -135,12 +136,12 @@ def prepare_weights(plan: Plan, root: Path, data: Sequence[str]) -> tuple[str, P
 
 
 def text_of(plan: Plan) -> str:
-    """The plan file's text."""
+    """Return the plan file's text."""
     return plan.path.read_bytes().decode("utf-8-sig")
 
 
 def write_plan(plan: Plan, text: str) -> None:
-    """Replace the plan file by `text`; a byte-order mark stays."""
+    """Replace the plan file by `text`; a byte-order mark is kept."""
     mark = b"\xef\xbb\xbf" if plan.path.read_bytes().startswith(b"\xef\xbb\xbf") else b""
     atomic_write_bytes(plan.path.resolve(), mark + text.encode())
 
@@ -185,7 +186,7 @@ def require_rate(adoption: Adoption, rate: float | None) -> None:
 
 
 def require_fresh(adoption: Adoption) -> None:
-    """Refuse an output in which anything else has been trained. UserError with what to do."""
+    """Refuse an output in which anything else has been trained. Raise UserError with what to do."""
     plan, output = adoption.plan, Path(adoption.plan.output)
     main = plan.folder(plan.main)
     others = [str(folder) for folder in run_folders(output) if folder != main]
@@ -199,7 +200,7 @@ def require_fresh(adoption: Adoption) -> None:
 
 
 def require_flat(source: Path) -> None:
-    """Refuse what is no complete distributed checkpoint. UserError with what to do."""
+    """Refuse a folder that is not a complete distributed checkpoint. Raise UserError with what to do."""
     if not disk.checkpoint_complete(source.parent, int(source.name.removeprefix("iter_"))):
         steps = disk.complete_steps(source.parent)
         have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint"
@@ -214,10 +215,10 @@ def require_flat(source: Path) -> None:
 
 
 def carry_out(adoption: Adoption) -> None:
-    """Copy, record, name. The caller must keep the output at rest.
+    """Copy, record, rename. The caller must prevent trainings in the output.
 
     Raises:
-        UserError: the disk has no room, or a file changes while it is read.
+        UserError: the disk has too little space, or a file changes while it is read.
     """
     plan, step, root = adoption.plan, adoption.adopted.step, adoption.root
     aside = disk.saving_folder(disk.checkpoint_folder(root, step))
@@ -242,7 +243,7 @@ def carry_out(adoption: Adoption) -> None:
 
 
 def copied(source: Path, target: Path) -> disk.FileSum:
-    """Copy a file unless an interrupted call has done so; its sum. UserError where the two differ afterwards."""
+    """Copy a file unless an earlier call has; return its sum. Raise UserError if the two then differ."""
     wanted = disk.sum_file(source)
     if not target.is_file() or disk.sum_file(target) != wanted:
         shutil.copyfile(source, target)
@@ -256,7 +257,7 @@ def copied(source: Path, target: Path) -> disk.FileSum:
 
 
 def require_room(adoption: Adoption, aside: Path) -> None:
-    """Refuse a disk that has no room for the copy. UserError with both sizes."""
+    """Refuse a disk with too little space for the copy. Raise UserError with both sizes."""
     needed = sum(path.stat().st_size for path in disk.content_files(adoption.source))
     there = sum(path.stat().st_size for path in aside.iterdir())
     free = shutil.disk_usage(aside).free

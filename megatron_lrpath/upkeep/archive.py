@@ -1,4 +1,4 @@
-"""Which checkpoints of a plan belong in its archive: the ends of versions and the points where branches leave."""
+"""Select the checkpoints of a plan that belong in its archive: the ends of versions and the branch points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_lrpath.upkeep.prune import left_alone
 
 @dataclass(frozen=True)
 class Item:
-    """A checkpoint that belongs in the archive: `here` and `there` say where it is complete, `bytes` are those here."""
+    """A checkpoint for the archive. `here`, `there`: where it is complete; `bytes`: its size here."""
 
     key: str
     root: Path
@@ -29,7 +29,7 @@ class Item:
 
 
 def required_archive(plan: Plan) -> Archive:
-    """The plan's archive. UserError where it names none."""
+    """Return the plan's archive. Raise UserError if it names none."""
     found = Archive.of(plan)
     if found is None:
         raise UserError(
@@ -39,7 +39,7 @@ def required_archive(plan: Plan) -> Archive:
 
 
 def items(plan: Plan, archive: Archive) -> tuple[list[Item], list[str]]:
-    """The checkpoints that belong in the archive and are complete here or there, and runs left alone, with why."""
+    """Return the checkpoints for the archive, complete here or there, and reasons for skipped runs."""
     found, alone = [], []
     for task in build_tasks(plan, PARADIGMS):
         steps = complete_steps(task.checkpoints)
@@ -55,7 +55,7 @@ def items(plan: Plan, archive: Archive) -> tuple[list[Item], list[str]]:
 
 
 def belonging(plan: Plan, task: Task) -> dict[int, str]:
-    """The steps of a run whose checkpoints belong in the archive, and what each is."""
+    """Return the steps of a run whose checkpoints belong in the archive, with their description."""
     run = task.run
     if run.makes_version:
         return {run.last_step: f"the model of {run.version}"}

@@ -1,7 +1,7 @@
-"""Compare the losses of starts of a run from the same checkpoint with other libraries, layouts or devices, as trials.
+"""Compare the losses of starts of a run from the same checkpoint with other libraries, layouts or devices.
 
-A trial has an output of its own below `OUTPUT/compare-starts`: the plan, the checkpoint's files as hard links, the
-lineage. The run itself is only read.
+A trial has a separate output below `OUTPUT/compare-starts`: the plan, the checkpoint's files as hard links,
+the lineage. The run itself is only read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OWN = "run itself"
 
 @dataclass(frozen=True)
 class Start:
-    """The losses (nats a token) of a start by step, and its entry in the lineage (empty where there is none)."""
+    """The losses (nats per token) of a start by step, and its entry in the lineage (empty without one)."""
 
     name: str
     losses: Mapping[int, float]
@@ -42,8 +42,9 @@ class Start:
 class Difference:
     """Losses of `name` minus those of another start, over `steps` common steps.
 
-    `first` is that of the first step, which begins with the same weights and the same batch; `largest` the largest
-    absolute one; `mean` their mean and `error` its standard error; `equal` counts the steps with equal bits.
+    `first` is the difference of the first step, which begins with the same weights and batch; `largest` the
+    largest absolute difference; `mean` their mean and `error` its standard error; `equal` the number of steps
+    with equal bits.
     """
 
     name: str
@@ -102,7 +103,7 @@ def remove_checkpoints(plan: Plan, run: Run) -> None:
 
 
 def starts_of(plan: Plan, run: Run, step: int, last: int | None = None) -> list[Start]:
-    """The run itself, as far as it has gone on from `step`, and its trials, oldest first; up to the step `last`."""
+    """Return the run and its trials from `step`, oldest first, with the losses after it up to `last`."""
     places = [(OWN, plan.folder(run))]
     trials = folder_of(plan, run, step)
     found = sorted(trials.iterdir(), key=lambda path: path.stat().st_mtime) if trials.is_dir() else []
@@ -122,12 +123,12 @@ def starts_of(plan: Plan, run: Run, step: int, last: int | None = None) -> list[
 
 
 def differences(starts: list[Start]) -> list[Difference]:
-    """Each start but the first against the first, over the steps that both have."""
+    """Return the difference of each start from the first one, over their common steps."""
     return [found for other in starts[1:] if (found := difference(starts[0], other)) is not None]
 
 
 def difference(first: Start, other: Start) -> Difference | None:
-    """One start against the first; None without common steps."""
+    """Return the difference of one start from the first one; None without common steps."""
     steps = sorted(first.losses.keys() & other.losses.keys())
     if not steps:
         return None

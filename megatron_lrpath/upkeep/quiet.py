@@ -23,7 +23,7 @@ from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.wording import plural
 
-PATIENCE = 1.0  # seconds for a process that is just ending
+PATIENCE = 1.0  # seconds for a process that is ending
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Rewind a main path to a kept checkpoint: what is set aside with its tail and what is kept, and the moves themselves.
+"""Rewind a main path to a kept checkpoint: what is set aside with its tail and what is kept, and the moves.
 
 Every move can be repeated, so that an interrupted call can be called again.
 """
@@ -47,7 +47,7 @@ from megatron_lrpath.upkeep.quiet import run_folders
 from megatron_lrpath.wording import listing
 
 INHERITED = ("max_lr", "global_batch_size")  # keys of a version that later ones keep
-AWAY = ".set-aside-"  # ends the name of a slice that is set aside, with the rewind's number
+AWAY = ".set-aside-"  # suffix of a slice that is set aside, with the rewind's number
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def pair(output: Path, source: Path, target: Path) -> tuple[str, str]:
 
 
 def new_text(plan: Plan, dropped: Collection[str]) -> str:
-    """Return the plan's text without the versions in `dropped`. Raises PlanError if it cannot be edited."""
+    """Return the plan's text without the versions in `dropped`. Raise PlanError if it cannot be edited."""
     text = plan.path.read_bytes().decode("utf-8-sig")
     names = [version.name for version in plan.versions if version.name in dropped]
     sets = {valid_name(name) for name in dropped}
@@ -144,7 +144,7 @@ def slices_of(plan: Plan, dropped: Collection[str]) -> list[str]:
 
 
 def require_valid(plan: Plan, text: str) -> None:
-    """Refuse a rewind that would leave an invalid plan. Raises UserError with the further changes that it
+    """Refuse a rewind that would leave an invalid plan. Raise UserError with the further changes that it
     needs.
     """
     try:
@@ -156,7 +156,7 @@ def require_valid(plan: Plan, text: str) -> None:
 
 
 def require_own(plan: Plan) -> None:
-    """Refuse a main path that is not the plan's, or not in its output. Raises UserError with what to do."""
+    """Refuse a main path that is not the plan's, or not in its output. Raise UserError with what to do."""
     folder = plan.folder(plan.main)
     if is_written_by_experiment(plan):
         raise UserError(
@@ -182,7 +182,7 @@ def require_own(plan: Plan) -> None:
 
 
 def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
-    """Refuse versions that cannot be dropped. Raises UserError with what to do."""
+    """Refuse versions that cannot be dropped. Raise UserError with what to do."""
     names = [version.name for version in plan.versions]
     if unknown := [name for name in dropped if name not in names]:
         raise UserError(f"--drop {', '.join(unknown)}: no version of {plan.path}; it has {', '.join(names)}")
@@ -211,7 +211,7 @@ def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
 
 
 def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
-    """Refuse a step from which the main path cannot continue. Raises UserError with the available steps."""
+    """Refuse a step from which the main path cannot continue. Raise UserError with the available steps."""
     folder = plan.folder(plan.main)
     root = RunFolder(folder).checkpoints
     ends = zip(plan.timeline.ends, plan.versions, strict=True)
@@ -238,7 +238,7 @@ def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
 
 
 def require_one_disk(output: Path, sources: Sequence[Path]) -> None:
-    """Refuse what a rename cannot move. Raises UserError with what to do."""
+    """Refuse what a rename cannot move. Raise UserError with what to do."""
     disk = output.stat().st_dev
     if far := [one for one in sources if one.parent.stat().st_dev != disk]:
         raise UserError(
@@ -264,7 +264,7 @@ def runs_after(plan: Plan, step: int, dropped: Collection[str]) -> list[str]:
 
 
 def _parents(output: Path, folders: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Return each run's key with its parent's and the step of its start; "" and 0 for random weights."""
+    """Yield each run's key with its parent's and the step of its start; "" and 0 for random weights."""
     for folder in folders:
         lineage = read_lineage(folder)
         parent = (lineage or {}).get("parent") or {}
@@ -300,7 +300,7 @@ def carry_out(plan: Plan, record: SetAside) -> Plan:
     cut(folder, record.folder(output) / folder.relative_to(output), record.to_step)
     write_tracker(RunFolder(folder).checkpoints, record.to_step)
     write_result(folder, plan.main, record.to_step)
-    note(folder, record, finished=True)  # last: until then the main path is of no use to anybody
+    note(folder, record, finished=True)  # last: until then the main path cannot be used
     return plan
 
 
@@ -311,7 +311,7 @@ def note(folder: Path, record: SetAside, finished: bool) -> None:
 
 
 def edit_plan(plan: Plan, record: SetAside) -> Plan:
-    """Remove the dropped versions from the plan's file, if it still has them."""
+    """Remove the dropped versions from the plan's file, if it still has them; return the plan in it."""
     text = new_text(plan, record.dropped)
     data = plan.path.read_bytes()
     mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""

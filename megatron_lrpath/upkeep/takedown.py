@@ -1,4 +1,4 @@
-"""Slices without given documents, and which runs have to be trained again from which step for them."""
+"""Make slices without given documents, and find which runs must be trained again from which step for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from megatron_lrpath.runs.tasks import Task, build_tasks
 
 @dataclass(frozen=True)
 class Reduced:
-    """A slice without the documents; `steps` are those that it suffices for, None where its version keeps its steps."""
+    """A slice without the documents; `steps`: those that it suffices for, None if its version keeps them."""
 
     slice: Slice
     removed: int
@@ -37,10 +37,10 @@ class Reduced:
 
 
 def reduced(plan: Plan, existing: Sequence[Slice], wanted: Wanted) -> list[Reduced]:
-    """The slices that hold some of the documents, without them.
+    """Return the slices with some of the documents, without these.
 
     Raises:
-        UserError: nothing would be left of one.
+        UserError: a slice would be empty.
     """
     found = []
     steps = {version.name: version.steps for version in plan.versions}
@@ -70,7 +70,7 @@ def steps_for(plan: Plan, name: str, samples: int) -> int:
 
 
 def _without(source: SliceSource, documents: np.ndarray | None) -> SliceSource:
-    """A slice's source without some of its documents."""
+    """Return a slice's source without some of its documents."""
     if documents is None:
         return source
     left = np.setdiff1d(source.documents, documents).astype(np.int32)
@@ -81,9 +81,9 @@ def _without(source: SliceSource, documents: np.ndarray | None) -> SliceSource:
 
 
 def write_slices(output: Path, existing: Sequence[Slice], changed: Sequence[Reduced]) -> None:
-    """Write all slices into a new folder, the changed ones without the documents; the folder appears when it is whole.
+    """Write all slices, the changed ones without the documents, into a folder that appears when complete.
 
-    Records and hashes of datasets next to the slices are copied too.
+    Records and hashes of datasets next to the slices are copied, too.
 
     Raises:
         UserError: the folder exists.
@@ -117,9 +117,9 @@ def _sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Again:
-    """A run that must be trained again from step `from_step` (its first step: from the start) to `to_step`.
+    """A run that must be trained again from `from_step` (its first step: from the start) to `to_step`.
 
-    `folder` is the folder of the present one; `tokens` are those of the steps.
+    `folder` is the present run's folder; `tokens` are those of the steps.
     """
 
     key: str
@@ -135,17 +135,16 @@ class Again:
 
     @classmethod
     def of(cls, plan: Plan, task: Task, from_step: int, to_step: int) -> Again:
-        """The task from one step to another."""
+        """Return the entry for a task from one step to another."""
         samples = plan.sizes_of(task.run).between(from_step, to_step)
         return cls(task.key, from_step, to_step, task.folder, samples * plan.batch_of(task.run).seq_length)
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """What has to be trained again: `runs` (parents first), of the main path the step to rewind to, and the pace.
+    """The runs to train again: `runs` (parents first), the step to rewind the main path to, and the pace.
 
-    `rewind_to` is None where the main path has not read a changed version, 0 where none of its checkpoints is from
-    before.
+    `rewind_to` is None if the main path has not read a changed version, 0 if no checkpoint precedes it.
     """
 
     runs: tuple[Again, ...]
@@ -154,7 +153,7 @@ class Retraining:
 
     @property
     def steps(self) -> int:
-        """All steps together."""
+        """Number of steps of all runs."""
         return sum(one.steps for one in self.runs)
 
     @property
@@ -169,7 +168,7 @@ class Retraining:
         return None if pace is None else self.tokens / pace.tokens * pace.seconds * pace.processes / 3600
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able values."""
+        """Return JSON-serializable data."""
         rows = [
             {"run": one.key, "from_step": one.from_step, "to_step": one.to_step, "steps": one.steps}
             for one in self.runs
@@ -178,7 +177,7 @@ class Retraining:
 
 
 def retraining(plan: Plan, changed: Collection[str]) -> Retraining:
-    """Which runs that were begun have read a version (or a slice of a mix) whose documents change.
+    """Return the begun runs that have read a version (or a slice of a mix) whose documents change.
 
     The order of all samples of such a version changes, so that a run must return to a checkpoint before it.
     """
@@ -201,7 +200,7 @@ def retraining(plan: Plan, changed: Collection[str]) -> Retraining:
 
 
 def _reads(plan: Plan, task: Task, changed: Collection[str], first: int | None) -> bool:
-    """Whether a run itself reads a changed slice."""
+    """Return whether a run itself reads a changed slice."""
     run = task.run
     if run.is_sft:
         return False

@@ -1,4 +1,4 @@
-"""Where given documents have gone: the slices that hold them, and the steps and checkpoints that have read them."""
+"""Trace given documents: the slices that contain them, and the steps and checkpoints that have read them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PlanSlices:
 
     @classmethod
     def of(cls, plan: Plan) -> PlanSlices:
-        """Load them. UserError where one is missing or damaged."""
+        """Load the slices. Raise UserError if one is missing or damaged."""
         versions = tuple(Slice.load(slice_path(plan.data.slices, one.name)) for one in plan.versions)
         mixes = {
             one.mix: tuple(Slice.load(mix_path(plan.data, part)) for part in one.mix.parts)
@@ -52,7 +52,7 @@ class PlanSlices:
 
     @property
     def all(self) -> tuple[Slice, ...]:
-        """All of them, each once."""
+        """All of them, without duplicates."""
         mixed = [one for parts in self.mixes.values() for one in parts]
         by_print = {(one.name, one.fingerprint): one for one in (*self.versions, *self.validation, *mixed)}
         return tuple(by_print.values())
@@ -67,16 +67,16 @@ class PlanSlices:
         }
 
     def hashes(self, fingerprint: str) -> HashFile | None:
-        """The hashes of a dataset's documents; None where there are none."""
+        """Return the hashes of a dataset's documents; None if there are none."""
         source, folder = self.sources[fingerprint]
         return recorded_hashes(source.prefix, fingerprint, folder)
 
 
 @dataclass(frozen=True)
 class Named:
-    """Documents to look for: `wanted` by dataset, `named` as they were given, datasets without hashes `unhashed`.
+    """Documents to trace: `wanted` by dataset, `named` as given, datasets without hashes `unhashed`.
 
-    `wanted` has the copies too, documents of the same text.
+    `wanted` includes their copies, documents with the same text.
     """
 
     wanted: dict[str, Documents]
@@ -85,12 +85,12 @@ class Named:
 
     @property
     def count(self) -> int:
-        """How many documents, copies included."""
+        """Number of documents, copies included."""
         return sum(len(documents) for documents in self.wanted.values())
 
 
 def find(plan: Plan, slices: PlanSlices, references: Sequence[str], texts: Sequence[Path]) -> Named:
-    """The documents `SOURCE:N`, those with the texts of the files `texts`, and all with the same hash as one of them.
+    """Return the documents `SOURCE:N`, those with the texts of the files `texts`, and all with an equal hash.
 
     Raises:
         UserError: a reference names no dataset of the plan or no document of it, or texts cannot be hashed.
@@ -129,9 +129,9 @@ def find(plan: Plan, slices: PlanSlices, references: Sequence[str], texts: Seque
 
 
 def parse(slices: PlanSlices, text: str) -> tuple[str, int]:
-    """The fingerprint of the dataset and the number of the document that `SOURCE:N` names.
+    """Return the fingerprint of the dataset and the number of the document in `SOURCE:N`.
 
-    SOURCE is the dataset's path or its file name. UserError where there is no such document.
+    SOURCE is the dataset's path or its file name. Raise UserError if there is no such document.
     """
     name, _, number = text.rpartition(":")
     if not name or not number.isdecimal():
@@ -153,12 +153,12 @@ def parse(slices: PlanSlices, text: str) -> tuple[str, int]:
 
 
 def documents_in(source: SliceSource, hashes: HashFile | None) -> int:
-    """The documents of a dataset, by its hashes where it is no longer there."""
+    """Return the number of documents of a dataset, by its hashes if it has any."""
     return read_header(str(source.prefix)).sequences if hashes is None else hashes.documents
 
 
 def hashes_of_text(plan: Plan, path: Path, eods: set[int | None]) -> set[int]:
-    """The hashes that a document with the text of a file has, with and without the line end at its end."""
+    """Return the hashes of a document with the text of a file, with and without the line end at its end."""
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -177,11 +177,11 @@ def hashes_of_text(plan: Plan, path: Path, eods: set[int | None]) -> set[int]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run has read of the documents.
+    """The documents that a run has read.
 
-    `steps`: its own steps that read them, planned ones included (ascending); `reached`: the step that the run has come
-    to; `parent`: the run that it starts from, if that has read them by then; `checkpoints`: its complete checkpoints
-    that have read them.
+    `steps`: its own steps that read them, including planned ones (ascending); `reached`: the step that the
+    run has reached; `parent`: the run that it starts from, if that has read them by then; `checkpoints`: its
+    complete checkpoints that have read them.
     """
 
     key: str
@@ -193,19 +193,19 @@ class Seen:
 
     @property
     def trained(self) -> tuple[int, ...]:
-        """The own steps that were trained."""
+        """The trained steps among its own."""
         return tuple(step for step in self.steps if step <= self.reached)
 
     @property
     def has_seen(self) -> bool:
-        """Whether the weights of the run as it is now have read them."""
+        """Return whether the current weights of the run have read them."""
         return bool(self.trained) or (self.parent is not None and self.reached >= self.run.first_step)
 
 
 def trace(plan: Plan, slices: PlanSlices, wanted: Wanted) -> list[Seen]:
-    """What every run of the plan has read of the documents, parents before children; runs without any are left out.
+    """Return what each run has read of the documents, parents before children; runs without any are omitted.
 
-    Fine-tunings read other data; they are listed where their base model has read the documents.
+    Fine-tunings read other data; they are listed if their base model has read the documents.
     """
     numbers = [sample_numbers(one, wanted, plan.batch.seq_length, plan.seed) for one in slices.versions]
     positions = chained_positions(plan, numbers)
@@ -221,12 +221,12 @@ def trace(plan: Plan, slices: PlanSlices, wanted: Wanted) -> list[Seen]:
 
 
 def has_by(one: Seen, step: int) -> bool:
-    """Whether a run's weights at a step have read the documents."""
+    """Return whether a run's weights at a step have read the documents."""
     return one.parent is not None or bool(one.steps and one.steps[0] <= step)
 
 
 def seen(task: Task, steps: tuple[int, ...], parent: str | None) -> Seen:
-    """The run's part, with how far it is."""
+    """Return the run's entry, with its progress."""
     kept = complete_steps(task.checkpoints)
     state = read_state(task.folder, task.run)
     begun = bool(kept) or state.step > task.run.first_step
@@ -247,7 +247,7 @@ def chained_positions(plan: Plan, numbers: Sequence[Numbers]) -> Numbers:
         here = numbers[index][numbers[index] < count]
         if replay is not None:
             arrays = replay.build()
-            order = (index, *range(index))  # whose sample: 0 is the version's own, j the j-th version's
+            order = (index, *range(index))  # of a sample: 0 is the version's own, j the j-th version's
             sets = enumerate(numbers[version] for version in order)
             marks = [(arrays["source"] == which) & np.isin(arrays["sample"], one) for which, one in sets]
             here = np.flatnonzero(np.logical_or.reduce(marks))
@@ -284,7 +284,7 @@ def step_numbers(sizes: BatchSizes, positions: Numbers) -> Numbers:
 def mixed(
     plan: Plan, parts: Sequence[Slice], run: Run, mix: Mix, positions: Numbers, wanted: Wanted
 ) -> Numbers:
-    """The positions of a branch with a mix: the main path's samples that it still reads, and the mix's."""
+    """Return the positions in a branch with a mix that read them: the main path's samples and the mix's."""
     batch = plan.batch_of(run).global_batch_size
     first, taken = plan.batch_sizes.samples_at(run.first_step), places(mix, batch, run.steps, run.version)
     found = [positions[taken["source"][positions - first] == 0]]
@@ -296,7 +296,7 @@ def mixed(
 
 
 def holders(slices: PlanSlices, wanted: Wanted) -> dict[str, int]:
-    """How many of the documents each slice holds, by its name; slices without any are left out."""
+    """Return the number of the documents in each slice, by its name; slices without any are omitted."""
     counts = {
         one.name: sum(len(documents) for documents in holds(one, wanted).values()) for one in slices.all
     }

@@ -1,4 +1,4 @@
-"""The trained plan of the tests of the advice."""
+"""Fixture of the tests of the advice: a trained plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.advise_fixtures import small_plan, write_losses
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A plan whose runs have left the losses of a known law."""
+    """Return a plan whose runs have the losses of a known law."""
     plan = small_plan(tmp_path_factory.mktemp("trained"))
     write_losses(plan)
     return plan

@@ -1,4 +1,4 @@
-"""The advice: predictions that hold on curves held out, targets that are met, and refusals in words."""
+"""The advice: predictions that hold for held-out curves, targets that are met, and refusals with a reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def advice(trained: Plan) -> Advice:
 
 
 def true_mean(folder: Path, alpha: float) -> float:
-    """The mean final loss of versions 2 to 4 at this alpha, by the law itself."""
+    """Return the mean final loss of versions 2 to 4 at this alpha, by the law itself."""
     plan = small_plan(folder, alpha=alpha, name=f"at{alpha}")
     branches = [run for run in plan.runs("ours") if run.kind == "branch"][1:]
     return float(np.mean([true_losses(plan, run)[-1] for run in branches]))
@@ -71,7 +71,7 @@ def test_intervals_widen_with_versions_of_unknown_level(trained: Plan, advice: A
     assert [held.model.unknown(index) for index in range(4)] == pytest.approx(
         [0, DRIFT, DRIFT * np.log2(3), 2 * DRIFT]
     )
-    assert advice.model.unknown(3) == 0  # its losses exist
+    assert advice.model.unknown(3) == 0  # the version's losses exist
     for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
         assert prediction is not None
         assert prediction.low <= true_losses(trained, run)[-1] <= prediction.high
@@ -79,7 +79,11 @@ def test_intervals_widen_with_versions_of_unknown_level(trained: Plan, advice: A
 
 
 def evaluate(plan: Plan, drift: float = 0.0) -> dict[str, float]:
-    """Evaluations of all branches: of one text, 0.08 nats harder than the first version's, more with each doubling."""
+    """Write evaluations of all branches on one text; return their losses.
+
+    The text is 0.08 nats harder than the first version's, and `drift` nats more with each doubling of the
+    version.
+    """
     truth = {}
     for run in plan.runs("ours")[1:]:
         index = run.version_index - 1
@@ -92,7 +96,7 @@ def evaluate(plan: Plan, drift: float = 0.0) -> dict[str, float]:
 
 
 def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: Path) -> None:
-    """The validation text has a level of its own, independent of the levels of the versions' texts."""
+    """The validation text has its own level, independent of the levels of the versions' texts."""
     plan = small_plan(tmp_path)
     write_losses(plan)
     truth = evaluate(plan)
@@ -110,13 +114,13 @@ def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: P
 
 STEPS = tuple(range(80, 1361, 80))
 STRONG = np.where(np.arange(len(TRUTH)) == GAIN, np.log(0.5), TRUTH)
-"""The law with decays that gain more than the steps at a lower rate lose."""
+"""Parameters of a law whose decays gain more than the steps at a lower rate lose."""
 
 
 def evaluate_main_path(
     plan: Plan, steps: Sequence[int] = STEPS, share: float = 1.0, lower: float = 0.0
 ) -> None:
-    """Evaluations of the main path and of all branches, which gain only `share` of what they gain in training.
+    """Write evaluations of the main path and of all branches, which gain `share` of their training gain.
 
     The validation text is 0.08 nats harder, and falls by `lower` nats more per doubling of the steps.
     """
@@ -138,14 +142,14 @@ def evaluate_main_path(
 
 
 def errors(advice: Advice) -> list[float]:
-    """Those of the branches that were held out."""
+    """Return the errors of the branches that were held out."""
     assert len(advice.checks) == 3
     assert all(check.inside for check in advice.checks)
     return [abs(check.error) for check in advice.checks]
 
 
 def test_the_evaluated_main_path_determines_the_level_and_the_share_of_the_gain(tmp_path: Path) -> None:
-    """Validation that gains less by a decay, and falls further along the path, than training."""
+    """Validation gains less by a decay, and falls further along the path, than training."""
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
     evaluate_main_path(plan, share=0.85, lower=0.02)
@@ -174,7 +178,7 @@ def test_few_evaluated_checkpoints_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_main_path_evaluated_only_early_hardly_determines_the_share(tmp_path: Path) -> None:
-    """Far beyond its last evaluated checkpoint the law of the main path is a guess; gaps stay what they were."""
+    """Far beyond its last evaluated checkpoint the law of the main path is uncertain; gaps do not change."""
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
     evaluate_main_path(plan, steps=())
@@ -425,8 +429,8 @@ def test_the_command_prints_json_and_draws(
     trained: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figure = tmp_path / "advice.svg"
-    words = ["advise", str(trained.path), "--json", "--budget", "0.5", "--figure", str(figure)]
-    assert main(words) == 0
+    argv = ["advise", str(trained.path), "--json", "--budget", "0.5", "--figure", str(figure)]
+    assert main(argv) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["chosen"]["relative_cost"] <= 0.5
     assert {one["decay"] for one in said["candidates"]} == {
@@ -462,7 +466,7 @@ def test_the_command_reports_that_no_alpha_meets_the_target(
     assert "No alpha gives" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [("--within", "0.5"), ("--budget", "cheap"), ("--min-lr-share", "2")])
-def test_targets_that_cannot_be_read_are_refused(trained: Plan, words: tuple[str, str]) -> None:
+@pytest.mark.parametrize("argv", [("--within", "0.5"), ("--budget", "cheap"), ("--min-lr-share", "2")])
+def test_targets_that_cannot_be_read_are_refused(trained: Plan, argv: tuple[str, str]) -> None:
     with pytest.raises(SystemExit):
-        main(["advise", str(trained.path), *words])
+        main(["advise", str(trained.path), *argv])

@@ -1,4 +1,4 @@
-"""An alpha for each version: a budget is met and beaten by no other choice, and what is trained stays."""
+"""An alpha for each version: no other choice of the same budget is better; trained versions keep theirs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chosen(
 
 
 def true_mean(folder: Path, alphas: dict[str, float]) -> float:
-    """The mean final loss of versions 2 to 4 by the law itself, each with an alpha of its own."""
+    """Return the mean final loss of versions 2 to 4 by the law itself, each version with its own alpha."""
     losses = []
     plan = small_plan(folder)
     for name, alpha in [*alphas.items()][1:]:
@@ -66,7 +66,7 @@ def test_a_budget_is_kept_and_buys_more_than_one_alpha(
 
 
 def test_no_other_choice_is_better(trained: Plan) -> None:
-    """Against all combinations of a few random options; lengths that are no multiples of each other."""
+    """The choice is compared with all combinations of a few random options, of unrelated lengths."""
     rng = np.random.default_rng(7)
     plan = trained
     columns = [
@@ -113,7 +113,7 @@ def test_targets_that_no_alphas_meet(trained: Plan, model: Model) -> None:
 
 
 def has_trained(plan: Plan, name: str) -> None:
-    """Leave the result of a version's branch."""
+    """Write the result of a version's branch."""
     (plan.folder(plan.run("ours", f"branch-{name}")) / "result.json").write_text("{}")
 
 
@@ -162,7 +162,7 @@ def test_the_command_names_the_alphas(
 def test_where_limits_forbid_alphas_by_version_one_alpha_for_all_is_given(
     trained: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A budget that leaves v2 no alpha within its limit; one alpha for all has no limit."""
+    """The budget leaves v2 no alpha within its limit; one alpha for all has no limit."""
     assert main(["advise", str(trained.path), "--budget", "0.45", "--max-loss", "v2=0.001%"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "No alphas by version give the lowest loss at a cost of at most 0.45 within their limits" in text
@@ -170,11 +170,11 @@ def test_where_limits_forbid_alphas_by_version_one_alpha_for_all_is_given(
 
 
 def applicable(folder: Path) -> tuple[Plan, str]:
-    """A plan whose v1 and v2 are trained and that no process trains now, and the text of its file."""
+    """Return a plan whose v1 and v2 are trained and that no process trains now, and the text of its file."""
     plan = small_plan(folder)
     write_losses(plan)
     for run in plan.runs("ours"):
-        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # otherwise it counts as a running training
+        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # a recent file counts as a running training
     for name in ("v1", "v2"):
         has_trained(plan, name)
     for name in ("v3", "v4"):
@@ -186,8 +186,8 @@ def applicable(folder: Path) -> tuple[Plan, str]:
 
 def test_apply_puts_the_advice_into_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, text = applicable(tmp_path)
-    words = ["advise", str(plan.path), "--budget", "0.55", "--json"]
-    assert main([*words, "--apply"]) == 0
+    argv = ["advise", str(plan.path), "--budget", "0.55", "--json"]
+    assert main([*argv, "--apply"]) == 0
     found = json.loads(capsys.readouterr().out)["chosen"]
     made = load_plan(plan.path)
     assert found["changes"]
@@ -197,7 +197,7 @@ def test_apply_puts_the_advice_into_the_plan(tmp_path: Path, capsys: pytest.Capt
     assert kept == text.splitlines()
     assert made.cost("ours").relative == pytest.approx(found["relative_cost"])
     written = plan.path.read_text()
-    assert main([*words, "--apply"]) == 0
+    assert main([*argv, "--apply"]) == 0
     assert "these alphas already" in capsys.readouterr().err
     assert plan.path.read_text() == written
 
@@ -207,15 +207,15 @@ def test_apply_changes_nothing_where_it_may_not(
     tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, text = applicable(tmp_path)
-    words = ["advise", str(plan.path), "--apply", "--budget", "0.1" if case == "no target" else "0.55"]
+    argv = ["advise", str(plan.path), "--apply", "--budget", "0.1" if case == "no target" else "0.55"]
     if case == "trained":
         for name in ("v3", "v4"):
             has_trained(plan, name)
     if case == "training":
         os.utime(plan.folder(plan.main) / "history.jsonl")
     if case == "fit-on":
-        words += ["--fit-on", "v1"]
-    assert main(words) == (1 if case == "no target" else 2)
+        argv += ["--fit-on", "v1"]
+    assert main(argv) == (1 if case == "no target" else 2)
     said = capsys.readouterr()
     assert {
         "trained": "all versions are trained",
@@ -238,7 +238,7 @@ def test_apply_leaves_a_plan_that_changed_meanwhile(tmp_path: Path) -> None:
 
 
 def test_long_branches_are_offered_as_far_as_the_main_path_has_come(trained: Plan, model: Model) -> None:
-    """Never of the first version; none leaves the main path before the branch of the version before it."""
+    """The first version has none, and no branch leaves the main path before that of the previous version."""
     longest = allocate(trained, model, ALPHAS, None, None, {}, allow_long=True)
     assert longest is not None
     steps = [round(alpha * 400) for alpha in longest.alphas.values()]
@@ -279,18 +279,18 @@ def test_the_command_offers_and_applies_long_branches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, _ = applicable(tmp_path)
-    words = ["advise", str(plan.path), "--within", "0.01%", "--json"]
-    assert main([*words, "--allow-long", "--apply"]) == 0
+    argv = ["advise", str(plan.path), "--within", "0.01%", "--json"]
+    assert main([*argv, "--allow-long", "--apply"]) == 0
     found = json.loads(capsys.readouterr().out)["chosen"]
     assert max(found["alphas"].values()) > 1
     changed = load_plan(plan.path)
     assert {one.name: one.alpha or changed.alpha for one in changed.versions} == found["alphas"]
     assert changed.cost("ours").relative == pytest.approx(found["relative_cost"])
-    assert main(words) == 0
+    assert main(argv) == 0
 
 
 def test_a_long_branch_of_a_later_version_is_not_seen_before_it(tmp_path: Path) -> None:
-    """It begins in the first version's steps, but was not there when that version ended."""
+    """The branch begins in the first version's steps, but did not exist when that version ended."""
     plan = small_plan(tmp_path)
     content = yaml.safe_load(plan.path.read_text())
     content["versions"][1]["alpha"] = 1.5

@@ -1,4 +1,4 @@
-"""The law of the loss: its sum as the paper defines it, its derivatives, and fits that find known parameters."""
+"""The law of the loss: its sum as in the paper, its derivatives, and fits that recover known parameters."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_curves_read_together_are_the_curves_read_alone() -> None:
 
 
 def test_expectations_have_the_units_of_a_fit() -> None:
-    """The same steps at twice the rate: areas twice as large, and η^(−g)·S with them."""
+    """The same steps at twice the rate have areas twice as large, and η^(−g)·S changes with them."""
     once, twice = (expected(Scale(rate, rate * 500, 10)) for rate in (3e-4, 6e-4))
     assert twice.mean[SPEED] - once.mean[SPEED] == pytest.approx((1 - PUBLISHED["g"]) * np.log(2))
     longer = expected(Scale(3e-4, 3e-4 * 5000, 10))
@@ -104,7 +104,7 @@ def test_a_fit_without_noise_finds_the_parameters(tmp_path: Path) -> None:
 
 
 def test_all_points_of_a_stretch_are_limited_by_the_error_of_the_law(tmp_path: Path) -> None:
-    """For any number of points at any noise; more noise lowers the precision."""
+    """This holds for any number of points at any noise; more noise lowers the precision."""
     plan = small_plan(tmp_path)
     for noise in (0.0, 0.05):
         write_losses(plan, noise=noise, shared=0)

@@ -1,4 +1,4 @@
-"""Regret: what predictions take of the measured branches, against the best of them at the same cost."""
+"""Regret: the branches that the predictions choose, compared with the best measured ones at the same cost."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_nothing_that_fits_is_lower(tmp_path: Path) -> None:
 
 
 def tried(plan: Plan) -> dict[int, list[Tried]]:
-    """Two branches of version 2, where the predictions prefer the worse one, and one of version 3."""
+    """Return two branches of version 2, where the predictions prefer the worse one, and one of version 3."""
     short, long = Tried("short", 100, 2.50, 2.40), Tried("long", 300, 2.45, 2.42)
     return {1: [short, long], 2: [Tried("only", 200, 2.3, 2.3)]}
 
 
 @pytest.mark.parametrize(("cost", "value"), [(1.0, np.expm1(0.01)), (0.57, 0.0)])
 def test_the_regret_of_a_plan(tmp_path: Path, cost: float, value: float) -> None:
-    """v1 and the last version's: 1600 + 240 + 0 steps of 4000; then 100 or 300 of v2 and 200 of v3."""
+    """The cost of v1 and the last version is 1600 + 240 + 0 of 4000 steps; v2 adds 100 or 300, v3 200."""
     found = plan_regret(small_plan(tmp_path), tried(small_plan(tmp_path)), cost)
     assert found is not None
     assert found.value == pytest.approx(value)
@@ -66,14 +66,14 @@ def test_advice_on_held_out_branches_reports_its_regret(
     plan, other = small_plan(tmp_path), small_plan(tmp_path, alpha=0.3, name="other")
     for one in (plan, other):
         write_losses(one)
-    words = ["advise", str(plan.path), "--with", str(other.path), "--budget", "0.58"]
-    assert main([*words, "--fit-on", "v1", "--json"]) == 0
+    argv = ["advise", str(plan.path), "--with", str(other.path), "--budget", "0.58"]
+    assert main([*argv, "--fit-on", "v1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["regret"]
     assert found["relative_cost"] == 0.58
     assert found["chosen"] == ["branch-v2", "branch-v3", "branch-v4"]
     assert 0 <= found["regret"] < 0.003
-    assert main([*words, "--fit-on", "v1"]) == 0
+    assert main([*argv, "--fit-on", "v1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Regret: of the measured branches, for at most 0.580 of PTFS, they take branch-v2" in said
-    assert main([*words, "--json"]) == 0
+    assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["regret"] is None

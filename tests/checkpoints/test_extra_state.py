@@ -1,4 +1,4 @@
-"""What Transformer Engine would unpickle is empty, or was pickled here; a stand-in takes its place."""
+"""An extra state that Transformer Engine would unpickle is empty or safe, shown with a stand-in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _FormatHelper(NamedTuple):
 
 
 class Format(enum.Enum):
-    """As Transformer Engine's."""
+    """The class of Transformer Engine, copied."""
 
     E4M3 = _FormatHelper(448, 448)
     HYBRID = _FormatHelper(448, 57344)
@@ -38,14 +38,14 @@ class Format(enum.Enum):
 
 @dataclass(frozen=True)
 class MMParams:
-    """As Transformer Engine's."""
+    """The class of Transformer Engine, copied."""
 
     use_split_accumulator: bool = True
 
 
 @dataclass
 class DelayedScaling:
-    """As Transformer Engine's."""
+    """The class of Transformer Engine, copied."""
 
     margin: int = 0
     fp8_format: Format = Format.HYBRID
@@ -60,7 +60,7 @@ class DelayedScaling:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A stand-in for Transformer Engine's recipes, importable under their name."""
+    """Return a stand-in for Transformer Engine's recipes, importable under their name."""
     module = types.ModuleType(RECIPES)
     for one in (_FormatHelper, Format, MMParams, DelayedScaling):
         monkeypatch.setattr(one, "__module__", RECIPES)
@@ -72,17 +72,17 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def packed(state: object) -> torch.Tensor:
-    """As Transformer Engine 2 stores a state."""
+    """Return a state in the form in which Transformer Engine 2 stores it."""
     return torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8)
 
 
 def unpacked(stored: torch.Tensor) -> Any:
-    """As Transformer Engine takes it apart: by general unpickling."""
+    """Return a state unpickled without restrictions, as Transformer Engine does."""
     return pickle.loads(stored.detach().cpu().numpy().tobytes())
 
 
 class Command:
-    """Runs a command when it is unpickled the general way."""
+    """Runs a command when it is unpickled without restrictions."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -92,7 +92,7 @@ class Command:
 
 
 def saved(value: object) -> bytes:
-    """An object of a checkpoint."""
+    """Return an object of a checkpoint as bytes."""
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Hostile pickles have no effect on the interpreter that reads them, and the oracle would see one."""
+"""Hostile pickles have no effect on the interpreter that reads them, and the oracle detects effects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support.training_fixtures import launch
 INPUTS = 500
 
 
-def fuzz(words: list[str]) -> None:
-    """Read the inputs of a seed in the folder `words[0]`."""
+def fuzz(argv: list[str]) -> None:
+    """Read the inputs of a seed in the folder `argv[0]`."""
     from scripts import fuzz_checkpoints as fuzzer
 
-    bad, ended = fuzzer.fuzz(INPUTS, int(words[1]), fuzzer.Oracle(), Path(words[0]))
+    bad, ended = fuzzer.fuzz(INPUTS, int(argv[1]), fuzzer.Oracle(), Path(argv[0]))
     print(bad[:3])
     print(f"{len(bad)} of {INPUTS} with an effect, {ended['read'] > 20} {ended['refused'] > 20}")
 
@@ -42,14 +42,14 @@ class Command:
         return os.system, ("touch effect",)
 
 
-def see_effects(words: list[str]) -> None:
-    """Do what a file must not do, where the oracle looks."""
+def see_effects(argv: list[str]) -> None:
+    """Have the effects that a file must not have, while the oracle watches."""
     import torch
     from torch.distributed.checkpoint.metadata import MetadataIndex
 
     from scripts import fuzz_checkpoints as fuzzer
 
-    os.chdir(words[0])
+    os.chdir(argv[0])
     oracle = fuzzer.Oracle()
     stream = io.BytesIO()
     torch.save([Member()], stream)

@@ -1,4 +1,4 @@
-"""A manifest has a sum of each tensor and object: a reader of some of them verifies only those."""
+"""A manifest has a checksum of each tensor and object: a reader verifies only those that it reads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.flips import flip
 STEP = 4
 WEIGHT, FIRST, LAST, RANDOM = "decoder.weight", "optimizer.first", "optimizer.last", "rng_state"
 ELEMENTS = {FIRST: 50_000, WEIGHT: 2_000_000, LAST: 50_000}
-# In 8 MB: the fingerprint's blocks of 64 KiB, one every half MB, touch the first moment and leave out the last.
+# In 8 MB: the fingerprint's blocks of 64 KiB, one every half MB, cover the first moment and not the last.
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a weight, a moment, a random state and arguments, in one data file."""
+    """Return a checkpoint of a weight, a moment, a random state and arguments, in one data file."""
     at = disk.checkpoint_folder(tmp_path, STEP)
     tensors = [CheckpointTensor(name, (size,), torch.float32, None, 1) for name, size in ELEMENTS.items()]
     write_checkpoint(at, tensors, lambda one: torch.arange(one.shape[0]), {"args": {"a": 1}}, [RANDOM])
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def places(folder: Path) -> dict[str, tuple[Path, range]]:
-    """The location of each item, by its name."""
+    """Return the location of each item, by its name."""
     stored = door.read_metadata_file(folder / ".metadata").storage_data
     return {
         index.fqn: (folder / one.relative_path, range(one.offset, one.offset + one.length))
@@ -44,7 +44,7 @@ def places(folder: Path) -> dict[str, tuple[Path, range]]:
 
 
 def refused(act: Callable[[], None]) -> bool:
-    """Whether a call refuses the checkpoint for its bytes."""
+    """Return whether a call refuses the checkpoint for its bytes."""
     try:
         act()
     except UserError as error:
@@ -53,7 +53,7 @@ def refused(act: Callable[[], None]) -> bool:
 
 
 def evaluation_refuses(folder: Path) -> bool:
-    """Whether one of two ranks finds damage in what an evaluation reads."""
+    """Return whether one of two ranks detects damage in the items that an evaluation reads."""
     problems = [problem for rank in (0, 1) for problem in model_problems(folder, rank, 2)]
     assert all("holds other bytes than were written" in problem for problem in problems)
     return bool(problems)
@@ -76,7 +76,7 @@ def test_a_flip_counts_where_it_is_read(folder: Path, name: str, read: bool) -> 
 def test_an_evaluation_and_an_export_verify_the_model_and_what_the_fingerprint_reads(
     folder: Path, name: str, read: bool
 ) -> None:
-    """Without the latter a result would be entered under the fingerprint of no checkpoint."""
+    """Without the latter a result could be recorded under the fingerprint of no checkpoint."""
     assert not evaluation_refuses(folder)
     fingerprint = disk.checkpoint_fingerprint(folder.parent, STEP)
     file, item = places(folder)[name]

@@ -1,4 +1,4 @@
-"""Objects of a checkpoint: what Megatron stores is loaded, what would change something is not."""
+"""Objects of a checkpoint: data that Megatron stores are loaded; anything with a side effect is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_lrpath.checkpoints.pickle_data import NotDataError
 
 
 def saved(value: object) -> io.BytesIO:
-    """An object of a checkpoint."""
+    """Return a stream with an object of a checkpoint."""
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream

@@ -1,4 +1,4 @@
-"""Pickles read as data: what is refused, and that a refused file leaves nothing changed."""
+"""Pickles read as data: damaged and hostile files are refused, and a refused file changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INDEX = theirs.MetadataIndex("a", torch.Size([0, 0]))
 
 
 def whole(**changes: Any) -> theirs.Metadata:
-    """Metadata of a tensor and an object."""
+    """Return metadata of a tensor and an object."""
     fields: dict[str, Any] = {
         "state_dict_metadata": {
             "a": theirs.TensorStorageMetadata(
@@ -48,14 +48,14 @@ def test_metadata_are_what_torch_makes_of_them(protocol: int) -> None:
 
 
 def with_field(name: str, value: Any) -> bytes:
-    """Metadata with one more field."""
+    """Return metadata with an additional field."""
     metadata = whole()
     setattr(metadata, name, value)
     return pickle.dumps(metadata)
 
 
 def place(**changes: Any) -> bytes:
-    """Metadata with another place."""
+    """Return metadata with another location of the stored tensor."""
     return pickle.dumps(
         whole(
             storage_data={
@@ -66,7 +66,7 @@ def place(**changes: Any) -> bytes:
 
 
 def piece(offsets: list[int], sizes: list[int]) -> bytes:
-    """Metadata with another piece of a tensor of 2 × 3."""
+    """Return metadata with another piece of a tensor of 2 × 3."""
     chunk = theirs.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
     tensor = theirs.TensorStorageMetadata(theirs.TensorProperties(torch.float32), torch.Size([2, 3]), [chunk])
     return pickle.dumps(whole(state_dict_metadata={"a": tensor}))
@@ -134,7 +134,7 @@ NAMES = {"m.Data": May.NEW | May.FIELDS, "m.member": May.CALL, "m.Mention": May(
         (b"\x80\x04h\x05.", "damaged"),
         (b"\x80\x04}}K\x01s.", "neither text"),
         (b"\x80\x01N.", "protocol"),
-        (b"\x80\x04\x8c\x03\xed\xa0\x80.", "damaged"),  # half a surrogate pair
+        (b"\x80\x04\x8c\x03\xed\xa0\x80.", "damaged"),  # a lone surrogate
         (b"", "damaged"),
     ],
 )
@@ -157,13 +157,13 @@ def test_a_file_may_not_be_larger_than_the_limit() -> None:
 
 
 class Build:
-    """The payload of finding X2: BUILD on a name that the table has."""
+    """The payload of vulnerability X2: BUILD on a name that the table has."""
 
     def __init__(self, target: object) -> None:
         self.target = target
 
     def content(self, attribute: str) -> bytes:
-        """`BUILD` with a state of `(None, {attribute: value})`, then whole metadata."""
+        """Return `BUILD` with a state of `(None, {attribute: value})`, then complete metadata."""
         module, name = self.target.__module__, self.target.__name__  # type: ignore[attr-defined]
         text = b"\x8c" + bytes([len(attribute)]) + attribute.encode()
         change = b"c%s\n%s\nN}%sK\x01s\x86b" % (module.encode(), name.encode(), text)

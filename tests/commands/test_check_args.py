@@ -1,4 +1,4 @@
-"""`lrpath check-args`: a whole launch script in one call: arguments kept, replaced by plan keys, refused."""
+"""`lrpath check-args` on a whole launch script: arguments are kept, replaced by plan keys, or refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from megatron_lrpath.cli import main
 WORDS = ["--num-layers", "24", "--lr", "3e-4", "--save-interval", "500", "--ours-of-theirs", "7"]
 
 
-def checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:
-    """The status, and of each option its class and what becomes of it."""
-    status = main(["check-args", "--json", *words])
+def checked(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Return the exit status, and for each option its class and meaning."""
+    status = main(["check-args", "--json", *argv])
     entries = json.loads(capsys.readouterr().out)
     return status, {one["argument"].split()[0]: (one["class"], one["meaning"]) for one in entries}
 
@@ -43,9 +43,9 @@ def test_all_refusals_are_reported_at_once(tmp_path: Path, capsys: pytest.Captur
     assert found["--lr"][0] == "set"
 
 
-@pytest.mark.parametrize("words", [[], ["--script", "/nowhere/train.sh"]])
+@pytest.mark.parametrize("argv", [[], ["--script", "/nowhere/train.sh"]])
 def test_without_arguments_there_is_nothing_to_check(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check-args", *words]) == 2
+    assert main(["check-args", *argv]) == 2
     assert "lrpath: error: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command `lrpath`: what it prints, how it ends, how fast it is."""
+"""The command `lrpath`: its output, its exit statuses, its speed."""
 
 import json
 import os
@@ -32,10 +32,10 @@ def paper_file(tmp_path: Path) -> Path:
     return plan_with(tmp_path, schedule=schedule, versions=versions(4, 10_000)).path
 
 
-def lrpath(*words: object) -> subprocess.CompletedProcess[str]:
-    """`lrpath` in a process of its own, as a user calls it."""
+def lrpath(*argv: object) -> subprocess.CompletedProcess[str]:
+    """Run `lrpath` in a separate process, as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "megatron_lrpath.cli", *map(str, words)],
+        [sys.executable, "-m", "megatron_lrpath.cli", *map(str, argv)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -154,7 +154,7 @@ def test_sampled_steps_and_points_have_the_ends_and_the_corner(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["plan", "nowhere.yaml"], "lrpath: error: nowhere.yaml: no such plan file"),
         (
@@ -165,9 +165,9 @@ def test_sampled_steps_and_points_have_the_ends_and_the_corner(tmp_path: Path) -
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    plan_file: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    plan_file: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
-    assert cli.main([word.format(plan=plan_file) for word in words]) == 2
+    assert cli.main([word.format(plan=plan_file) for word in argv]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -184,7 +184,7 @@ def test_an_unknown_option_names_its_command(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_wrong_option_of_a_tool_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, message in (
+    for argv, message in (
         (
             ["--input", "x", "--output-prefix", "y", "--json-key"],
             "--json-keys: expected at least one argument",
@@ -192,7 +192,7 @@ def test_a_wrong_option_of_a_tool_is_one_line(capsys: pytest.CaptureFixture[str]
         (["--input", "x", "--output-prefix", "y", "--vocab-sise", "9"], "(did you mean '--vocab-size'?)"),
     ):
         with pytest.raises(SystemExit) as caught:
-            train_tokenizer.main(words)
+            train_tokenizer.main(argv)
         said = capsys.readouterr().err
         assert (caught.value.code, said.count("\n"), message in said) == (2, 1, True)
         assert said.startswith("error: ")
@@ -223,7 +223,7 @@ def test_a_reader_that_goes_away_is_no_error(plan_file: Path, form: str, status:
         check=False,
     )
     os.close(writer)
-    assert (process.returncode, process.stderr) == (status, b"")  # rich ends with 1 by itself
+    assert (process.returncode, process.stderr) == (status, b"")  # rich itself exits with 1
 
 
 def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +256,7 @@ def test_plan_imports_neither_torch_nor_megatron(paper_file: Path) -> None:
     )  # fmt: skip
     loaded = process.stdout.splitlines()[-1].split()
     assert "megatron_lrpath.readiness.check" in loaded
-    # the slices are looked into, the tables drawn, the plan read
+    # the slices are read, the tables drawn, the plan read
     assert set(HEAVY) & set(loaded) == {"numpy", "rich", "yaml"}
 
 

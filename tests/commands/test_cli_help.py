@@ -1,4 +1,4 @@
-"""What helps at the keyboard: examples in every help, completion in the shell, the plan's schema in an editor."""
+"""Help for users: examples in every help text, completion in the shell, the plan's schema in an editor."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_every_help_has_an_example_that_parses(name: str, capsys: pytest.Capture
     calls = re.findall(rf"lrpath {name}\b[^\n]*?(?=\s{{2,}}| && | >|\n|$)", example)
     assert calls
     for call in calls:
-        words = shlex.split(call)[1:]
-        args = cli.build_parser().parse_args(words[: words.index("--")] if "--" in words else words)
+        argv = shlex.split(call)[1:]
+        args = cli.build_parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
         assert args.command == name
 
 
 def completions(line: str, cwd: Path) -> set[str]:
-    """The completions of `line` that `lrpath` returns to bash."""
+    """Return the completions of `line` that `lrpath` returns to bash."""
     answer = cwd / "answer"
     environment = os.environ | {
         "_ARGCOMPLETE": "1",
@@ -94,7 +94,7 @@ print(*[name for name in {HEAVY!r} if name in sys.modules and name != "yaml"], f
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, object]:
-    """The schema as a user gets it."""
+    """Return the schema that a user gets."""
     answer = subprocess.run(
         [sys.executable, "-m", "megatron_lrpath.cli", "plan", "--schema"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""How commands end: one exit status for one situation, whether calling again helps, and what comes next."""
+"""How commands end: one exit status per situation, whether to call again, and the next step."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ CALLS: dict[str, list[str]] = {
     "trace": [PLAN, "--document", "data/text:1"],
     "update": [PLAN, "--source", "new"],
 }
-"""A call of every command that takes a plan."""
+"""Calls of every command that takes a plan."""
 OTHERS = {"init", "check-args", "samples", "docs", "completion"}
 OTHERS |= {"trace", "archive", "adopt", "compare-starts", "probe", "audition"}
 
 
-def call(name: str, plan: Path | str, words: list[str]) -> int:
-    return main([name, *(str(plan) if word == PLAN else word for word in words)])
+def call(name: str, plan: Path | str, argv: list[str]) -> int:
+    return main([name, *(str(plan) if word == PLAN else word for word in argv)])
 
 
 def test_every_command_is_in_these_tables() -> None:
@@ -69,7 +69,7 @@ def test_a_plan_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "argv"),
     [
         ("eval", [PLAN]),
         ("eval", [PLAN, "--run", "branch-v1"]),
@@ -85,16 +85,16 @@ def test_a_plan_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Capt
     ],
 )
 def test_nothing_is_trained(
-    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, (4,))
-    assert call(name, plan, words) == 2
+    assert call(name, plan, argv) == 2
     said = capsys.readouterr().err
     assert "lrpath run" in said or "lrpath sft" in said
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ["lr"],
         ["run"],
@@ -109,11 +109,11 @@ def test_nothing_is_trained(
     ids=" ".join,
 )
 def test_a_run_that_the_plan_does_not_have(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, (4,))
-    own = ["--gpus-per-node", "1"] if words == ["submit"] else []
-    assert main([words[0], str(plan), *words[1:], *own, "--run", "brunch-v1"]) == 2
+    own = ["--gpus-per-node", "1"] if argv == ["submit"] else []
+    assert main([argv[0], str(plan), *argv[1:], *own, "--run", "brunch-v1"]) == 2
     assert "has no run 'brunch-v1' (did you mean 'branch-v1'?)" in capsys.readouterr().err
 
 
@@ -156,14 +156,14 @@ def trained(trees: Iterator[Plan]) -> Plan:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A plan that is trained and evaluated."""
+    """Return a plan that is trained and evaluated."""
     plan = report_tree.write_plan(tmp_path_factory.mktemp("measured"), steps=600)
     report_tree.write_tree(plan)
     return plan
 
 
 def ending(capsys: pytest.CaptureFixture[str]) -> str:
-    """The next step as the last line of the output gives it; the commands in it must parse."""
+    """Return the next step from the last line of the output; the commands in it must parse."""
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("next: "), last
     text = last.removeprefix("next: ")
@@ -173,7 +173,7 @@ def ending(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "following"),
+    ("argv", "following"),
     [
         (["plan", PLAN, "--no-curves"], "lrpath eval PLAN"),
         (["status", PLAN], "lrpath eval PLAN"),
@@ -188,12 +188,12 @@ def ending(capsys: pytest.CaptureFixture[str]) -> str:
         (["cancel", PLAN], "lrpath status PLAN"),
         (["report", PLAN], "lrpath eval PLAN"),
     ],
-    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+    ids=lambda argv: " ".join(argv) if isinstance(argv, list) else "",
 )  # fmt: skip
 def test_a_trained_plan(
-    words: list[str], following: str, trained: Plan, capsys: pytest.CaptureFixture[str]
+    argv: list[str], following: str, trained: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(words[0], trained.path, words[1:]) == 0
+    assert call(argv[0], trained.path, argv[1:]) == 0
     assert ending(capsys).startswith(following.replace(PLAN, str(trained.path)))
 
 
@@ -201,9 +201,9 @@ def test_a_plan_that_is_reported(measured: Plan, capsys: pytest.CaptureFixture[s
     last = f"lrpath export {measured.path}, or new data: lrpath update {measured.path} --source PREFIX"
     assert main(["status", str(measured.path)]) == 0
     assert ending(capsys) == f"lrpath report {measured.path}"
-    for words in (["report"], ["status"]):
-        assert main([words[0], str(measured.path)]) == 0
-        assert ending(capsys) == last, words
+    for argv in (["report"], ["status"]):
+        assert main([argv[0], str(measured.path)]) == 0
+        assert ending(capsys) == last, argv
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`lrpath init --slices` writes a plan from the tokens there are, once."""
+"""`lrpath init --slices` writes a plan from the available tokens, once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.support.data_fixtures import make_lengths_dataset, make_slice
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Slices v9 and v10 of 60,000 and 120,000 tokens, a validation slice, of one dataset; a tokenizer `t.model`."""
+    """Return a folder with slices, a dataset and a tokenizer `t.model`.
+
+    The slices are v9 and v10, of 60,000 and 120,000 tokens, and a validation slice.
+    """
     monkeypatch.chdir(tmp_path)
     prefix = make_lengths_dataset(tmp_path / "data" / "text", [100] * 2000)
     for name, documents in (("v9", range(600)), ("v10", range(600, 1800)), ("valid", range(1800, 2000))):
@@ -26,8 +29,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_plan_follows_from_the_slices(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["init", "--slices", "slices", "--tokenizer", "t.model"]
-    assert main(words) == 0
+    argv = ["init", "--slices", "slices", "--tokenizer", "t.model"]
+    assert main(argv) == 0
     plan = load_plan("plan.yaml")
     assert [version.name for version in plan.versions] == ["v9", "v10"]
     first, second = (version.steps for version in plan.versions)
@@ -39,13 +42,13 @@ def test_the_plan_follows_from_the_slices(work: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert [f"lrpath {name} plan.yaml" in said for name in ("plan", "run", "report")] == [True] * 3
     written = Path("plan.yaml").read_text()
-    assert main(words) == 2
+    assert main(argv) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert Path("plan.yaml").read_text() == written
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["init"], "name a folder"),
         (["init", "--slices", "slices"], "--tokenizer"),
@@ -56,9 +59,9 @@ def test_the_plan_follows_from_the_slices(work: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_missing_parts_are_reported(
-    work: Path, words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+    work: Path, argv: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == (2 if said else 0)
+    assert main(argv) == (2 if said else 0)
     assert (said or "") in capsys.readouterr().err
     assert Path("plan.yaml").exists() == (said is None)
 

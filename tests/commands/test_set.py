@@ -1,4 +1,4 @@
-"""`--set` on `plan`, `run` and `submit`: a plan of its own in an output of its own, and what is refused."""
+"""`--set` on `plan`, `run` and `submit`: a plan with other values in its own output, and refusals."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ THERE = ("--set", "output=hot")
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plan with its data, in the working directory; trainings only pretend."""
+    """Return a plan with its data, in the working directory; trainings are only pretended."""
     monkeypatch.chdir(tmp_path)
     for name in ("LRPATH_OUTPUT", "LRPATH_DATA"):
         monkeypatch.delenv(name, raising=False)
     carry_out = local.carry_out
 
     def pretend(plan: Plan, options: local.Options) -> int:
-        assert plan == load_plan(plan.path)  # what the trainings read
+        assert plan == load_plan(plan.path)  # the plan that the trainings read
         return carry_out(plan, replace(options, evaluate=False), fake_command(plan))
 
     monkeypatch.setattr(local, "carry_out", pretend)
     return make_plan(Path(), (4, 4))
 
 
-def run(*words: str) -> int:
-    return main(["run", "plan.yaml", "--device", "cpu", *words])
+def run(*argv: str) -> int:
+    return main(["run", "plan.yaml", "--device", "cpu", *argv])
 
 
 def files() -> set[str]:
@@ -48,7 +48,7 @@ def test_the_plan_with_other_values_is_trained_and_read_by_the_other_commands(
     plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = plan.read_bytes()
-    assert run(*HOT, *THERE, "--set", "versions.steps=60") == 2  # more than the slices hold
+    assert run(*HOT, *THERE, "--set", "versions.steps=60") == 2  # more steps than the slices have samples for
     assert run(*HOT, *THERE, "--set", "branch_mix={slices: {gone: 0.25}}") == 2
     said = capsys.readouterr().err
     assert "plan.yaml: " in said
@@ -90,9 +90,9 @@ def test_plan_shows_what_would_be_trained_and_writes_nothing(
 def test_the_output_of_another_plan_is_refused(
     plan: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def call(*words: str) -> str:
+    def call(*argv: str) -> str:
         before = files()
-        assert main([command, str(plan), *words]) == 2
+        assert main([command, str(plan), *argv]) == 2
         assert files() == before
         return capsys.readouterr().err
 
@@ -116,7 +116,7 @@ def test_the_output_of_another_plan_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["--set", "schedule.max_rl=1"], "--set schedule.max_rl: unknown key (did you mean 'max_lr'?)"),
         (["--set", "schedule"], "write it like --set schedule.max_lr=1e-3"),
@@ -124,9 +124,9 @@ def test_the_output_of_another_plan_is_refused(
 )
 @pytest.mark.parametrize("command", ["plan", "run", "submit"])
 def test_mistakes_are_reported(
-    plan: Path, command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    plan: Path, command: str, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, str(plan), *words]) == 2
+    assert main([command, str(plan), *argv]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -180,31 +180,31 @@ def test_jobs_train_the_plan_with_other_values(
 ) -> None:
     jobs: dict[int, commands.QueuedJob] = {}
 
-    def submit(words: list[str], script: Path) -> int:
+    def submit(argv: list[str], script: Path) -> int:
         number = len(jobs) + 1
         jobs[number] = commands.QueuedJob(number, "PENDING", "Priority", "0:00", "", str(script), "")
         return number
 
     monkeypatch.setattr(commands, "submit", submit)
     monkeypatch.setattr(commands, "queue", lambda: dict(jobs))
-    words = ["submit", str(plan), *HOT, "--gpus-per-node", "0", "--nodes", "1"]
+    argv = ["submit", str(plan), *HOT, "--gpus-per-node", "0", "--nodes", "1"]
     before = files()
-    assert main([*words, *THERE, "--dry-run"]) == 0
+    assert main([*argv, *THERE, "--dry-run"]) == 0
     assert files() == before
-    assert main([*words, *THERE]) == 0
+    assert main([*argv, *THERE]) == 0
     made = Path("hot/plan.yaml").resolve()
     assert f"next: lrpath status {made}" in capsys.readouterr().out
     assert load_plan("hot/slurm/plan.yaml").schedule.max_lr == load_plan(made).schedule.max_lr == 0.02
     count = len(jobs)
-    assert main([*words, *THERE]) == 0
+    assert main([*argv, *THERE]) == 0
     assert main(["submit", str(made), "--gpus-per-node", "0", "--nodes", "1"]) == 0
     assert len(jobs) == count
-    assert main([*words, "--output", "other"]) == 0
+    assert main([*argv, "--output", "other"]) == 0
     assert load_plan("other/plan.yaml").output == str(Path("other").resolve())
-    assert main([*words, *THERE, "--output", "third"]) == 2
+    assert main([*argv, *THERE, "--output", "third"]) == 2
     assert "leave one of them out" in capsys.readouterr().err
     Path("moved").mkdir()
     Path("moved/slices").symlink_to(Path("data/slices").resolve())
-    assert main([*words, "--set", "output=fourth", "--data", "moved"]) == 0
+    assert main([*argv, "--set", "output=fourth", "--data", "moved"]) == 0
     assert load_plan("fourth/plan.yaml").data.slices == str(Path("moved/slices").absolute())
     assert "from" in Path("fourth/plan.yaml").read_text().splitlines()[0]

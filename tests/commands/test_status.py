@@ -1,4 +1,4 @@
-"""`lrpath status` reads the state of every run from its files alone."""
+"""`lrpath status` reads the state of every run only from its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.launch_fixtures import write_plan
 
 
 def trained(plan: Plan, key: str, first: int, last: int, **extra: object) -> Path:
-    """A run's folder with a history of these steps and a checkpoint at the last."""
+    """Write a run's folder with a history of these steps and a checkpoint at the last; return it."""
     folder = Path(plan.output) / key
     folder.mkdir(parents=True)
     rows = [
@@ -32,8 +32,8 @@ def trained(plan: Plan, key: str, first: int, last: int, **extra: object) -> Pat
     return folder
 
 
-def states(plan: Plan, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict]:
-    assert main(["status", str(plan.path), "--json", *words]) == 0
+def states(plan: Plan, capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, dict]:
+    assert main(["status", str(plan.path), "--json", *argv]) == 0
     answer = json.loads(
         capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
     )

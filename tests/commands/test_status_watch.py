@@ -1,4 +1,4 @@
-"""`lrpath status --watch` on a terminal and elsewhere: it follows the files and ends when all is done."""
+"""`lrpath status --watch` on a terminal and elsewhere: it follows the files and ends when all is complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.launch_fixtures import write_plan
 
 
 def finish_soon(folder: Path, step: int, seconds: float = 0.7) -> threading.Thread:
-    """Mark a run complete a moment later."""
+    """Start a thread that marks a run complete after `seconds`; return it."""
 
     def finish() -> None:
         time.sleep(seconds)
@@ -33,7 +33,7 @@ def finish_soon(folder: Path, step: int, seconds: float = 0.7) -> threading.Thre
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """A plan of one version whose branch is complete and whose main path is all but complete."""
+    """Return a plan of one version; its branch is complete, and its main path lacks only the result."""
     plan = write_plan(tmp_path, 1)
     main, branch = plan.run("ours", "main"), plan.run("ours", "branch-v1")
     trained(plan, "ours/main", 0, main.last_step, mfu=0.412)
@@ -65,8 +65,8 @@ def test_as_json_a_line_for_each_change(plan: Plan, capsys: pytest.CaptureFixtur
 
 def test_a_terminal_is_redrawn_in_place_until_all_is_done(plan: Plan) -> None:
     ours, theirs = pty.openpty()
-    words = ["status", plan.path, "--paradigm", "ours", "--watch", "0.1"]
-    command = [sys.executable, "-m", "megatron_lrpath.cli", *map(str, words)]
+    argv = ["status", plan.path, "--paradigm", "ours", "--watch", "0.1"]
+    command = [sys.executable, "-m", "megatron_lrpath.cli", *map(str, argv)]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "150", "LINES": "30"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)

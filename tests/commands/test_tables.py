@@ -1,4 +1,4 @@
-"""Tables in a terminal of 80 columns: nothing wider, nothing cut off, one style, paradigms in one order."""
+"""Tables on a terminal of 80 columns: no wider line, nothing cut off, one style, paradigms in one order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fresh(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "which"),
+    ("argv", "which"),
     [
         (["plan", "--no-curves"], "fresh"),
         (["status"], "fresh"),
@@ -51,43 +51,43 @@ def test_every_table_fits_80_columns(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    words: list[str],
+    argv: list[str],
     which: str,
 ) -> None:
     path = request.getfixturevalue(which)
     require_80_columns(monkeypatch)
     monkeypatch.setattr(evaluation, "run_logged", lambda *_, **__: (0, None))
     monkeypatch.setattr("megatron_lrpath.data.record.require_tokenizer", lambda *_: None)
-    assert main([words[0], str(path), *words[1:]]) == 0
+    assert main([argv[0], str(path), *argv[1:]]) == 0
     check_80_columns(capsys.readouterr().out, path.parent)
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    ("argv", "status"),
     [
-        (["submit", PAPER, "--paradigm", "all", "--dry-run"], 2),  # the data are not there, which comes last
+        (["submit", PAPER, "--paradigm", "all", "--dry-run"], 2),  # missing data, reported last
         (["budget", PAPER], 0),
         (["experiment", str(ROOT / "examples/paper/table-2.yaml")], 0),
     ],
-    ids=lambda words: words[0] if isinstance(words, list) else "",
+    ids=lambda argv: argv[0] if isinstance(argv, list) else "",
 )
 def test_output_for_plans_as_large_as_the_papers_fits_80_columns(
-    words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_80_columns(monkeypatch)
     monkeypatch.chdir(ROOT)
-    assert main(words) == status
+    assert main(argv) == status
     said, _, scripts = capsys.readouterr().out.partition("\n# sbatch")
-    assert bool(scripts) == (words[0] == "submit")
+    assert bool(scripts) == (argv[0] == "submit")
     check_80_columns(said, ROOT, drawn="│")  # the tree of the jobs
 
 
-@pytest.mark.parametrize("words", [["prune"], ["rewind", "--to-step", "40", "--drop", "v3", "--dry-run"]])
+@pytest.mark.parametrize("argv", [["prune"], ["rewind", "--to-step", "40", "--drop", "v3", "--dry-run"]])
 def test_output_of_upkeep_commands_fits_80_columns(
-    words: list[str], years: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], years: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_80_columns(monkeypatch)
-    assert main([words[0], str(years.path), *words[1:]]) == 0
+    assert main([argv[0], str(years.path), *argv[1:]]) == 0
     check_80_columns(capsys.readouterr().out, years.path.parent)
 
 

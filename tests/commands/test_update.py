@@ -1,4 +1,4 @@
-"""`lrpath update`: new data become the next version of a plan, also after an interrupted earlier call."""
+"""`lrpath update`: new data become the next version of a plan, also after an interrupted call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(tmp_path: Path) -> Path:
 
 
 def deliver(folder: Path, vocabulary: int = VOCABULARY, documents: int = 400) -> Path:
-    """A new dataset of 25 tokens a document."""
+    """Make a new dataset of 25 tokens a document; return its prefix."""
     generator = np.random.default_rng(99)
     texts = [generator.integers(1, VOCABULARY, size=25).tolist() for _ in range(documents)]
     prefix = make_indexed_dataset(folder / "data" / f"new{vocabulary}", texts)

@@ -1,4 +1,4 @@
-"""A dataset's content is compared with the sums in its record: blocks at a start, all by check_slices.py --full."""
+"""A dataset's content is compared with the sums in its record: some blocks at a start, all with --full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = 512
 
 @pytest.fixture
 def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slice:
-    """A slice of a dataset of 400,000 tokens, whose record has many blocks."""
+    """Return a slice of a dataset of 400,000 tokens, whose record has many blocks."""
     monkeypatch.setattr(content_sums, "SMALLEST_BLOCK", BLOCK)
     prefix = make_random_dataset(tmp_path / "a", [1000] * 400)
     write_record(prefix, "tests", TokenizerSpec("NullTokenizer", vocab_size=65000).facts, {})
@@ -41,7 +41,7 @@ def test_what_was_written_is_accepted(one: Slice) -> None:
 
 
 def test_the_full_check_finds_every_flip(one: Slice) -> None:
-    """Also between the blocks that the fingerprint covers, where a start's samples may miss it."""
+    """This includes flips between the blocks of the fingerprint, where a start's samples may miss them."""
     path, generator = data(one), random.Random(3)
     unseen = 0
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""The same text again: hashes of documents, what a delivery repeats, and draws that leave it out."""
+"""Duplicate texts: hashes of documents, the repeats in a delivery, and draws that leave them out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECORD = ["--vocab-size", str(VOCABULARY), "--record"]
 
 
 def dataset(prefix: Path, texts: list[list[int]], hashed: bool = True) -> Path:
-    """An indexed dataset as Megatron's own tool writes it, recorded with hashes by ours."""
+    """Write an indexed dataset as Megatron's own tool does; record it with hashes; return its prefix."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     make_indexed_dataset(prefix, texts)
     if hashed:
@@ -41,14 +41,14 @@ def texts_of(count: int, seed: int) -> list[list[int]]:
     return [generator.integers(1, VOCABULARY - 1, size=25).tolist() for _ in range(count)]
 
 
-def draw(*words: Any) -> int:
+def draw(*argv: Any) -> int:
     return slice_versions.slice_versions(
-        slice_versions.build_parser().parse_args([str(word) for word in words])
+        slice_versions.build_parser().parse_args([str(word) for word in argv])
     )
 
 
 def drawn_texts(one: Slice) -> list[tuple[int, ...]]:
-    """The texts of a slice's documents."""
+    """Return the texts of a slice's documents."""
     return [tuple(documents(source.prefix)[number]) for source in one.sources for number in source.documents]
 
 
@@ -60,7 +60,7 @@ def hashes(prefix: Path) -> list[int]:
 
 
 def test_every_tool_writes_the_hash_of_the_text_alone(tmp_path: Path) -> None:
-    """Neither the type of the ids, an end-of-document token, partitions nor a merge change it."""
+    """The type of the ids, an end-of-document token, partitions and a merge do not change it."""
     texts = ["1 2 3", "4 5", "1 2 3", "7"]
     lines = write_lines(tmp_path / "texts.jsonl", texts)
     expected = hash_documents(np.array([1, 2, 3, 4, 5, 1, 2, 3, 7]), np.array([3, 2, 3, 1]), None).tolist()
@@ -120,7 +120,10 @@ def test_a_comparison_finds_what_sets_of_texts_find(tmp_path: Path) -> None:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """v1 and valid, drawn from 100 documents; a delivery of 60 that repeats 20 of them and 10 of its own."""
+    """Return a folder with v1 and valid, drawn from 100 documents.
+
+    There is a delivery of 60 documents that repeats 20 of them and 10 of its own.
+    """
     old = texts_of(100, 1)
     dataset(tmp_path / "old", old)
     folder = tmp_path / "slices"
@@ -214,17 +217,17 @@ def test_an_update_leaves_out_what_earlier_versions_have(
         assert check_dataset.main([str(one.prefix), *RECORD]) == 0
     repeated = [documents(prefix)[number] for number in sources[0].documents[:50]]
     new = dataset(tmp_path / "data/new", [*texts_of(400, 9), *repeated])
-    words = ["update", str(path), "--source", str(new), "--valid-share", "0.02"]
+    argv = ["update", str(path), "--source", str(new), "--valid-share", "0.02"]
     capsys.readouterr()
-    assert lrpath([*words, "--dry-run"]) == 0
+    assert lrpath([*argv, "--dry-run"]) == 0
     assert "duplicates: 50 of 450 documents (11.1%): 50 in v1; kept out of new" in capsys.readouterr().out
-    words.append("--drop-duplicates")
-    assert lrpath(words) == 0
+    argv.append("--drop-duplicates")
+    assert lrpath(argv) == 0
     folder = Path(plan.data.slices)
     both = [Slice.load(folder / f"{name}.slice") for name in ("v2", "valid-v2")]
     assert sum(one.documents for one in both) == 400
     before = path.read_text()
     capsys.readouterr()
-    assert lrpath(words) == 0
+    assert lrpath(argv) == 0
     assert path.read_text() == before
     assert "v2: is in the plan already" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A damaged, truncated, swapped or foreign dataset is named as such; a whole one is measured and merged."""
+"""A damaged, truncated, swapped or foreign dataset is reported; a whole one is measured and merged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADER = 34
 
 
 def make(prefix: Path, lengths: list[list[int]], dtype: str = "uint16", first: int = 0) -> Path:
-    """A dataset of documents given as the lengths of their sequences; ids count up from `first`."""
+    """Write a dataset of documents given as the lengths of their sequences; ids count up from `first`."""
     flat = [length for document in lengths for length in document]
     writer = PairWriter(prefix, np.dtype(dtype))
     tokens = np.arange(first, first + sum(flat)) % 60_000
@@ -81,7 +81,7 @@ def test_the_golden_pairs_of_megatron_lm_pass() -> None:
 def test_what_is_written_is_what_megatron_reads(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], dtype: str, block: int
 ) -> None:
-    """Against the format's description, in blocks of any size."""
+    """The files follow the format's description, for blocks of any size."""
     indexed.BLOCK = block
     try:
         prefix = make(tmp_path_factory.mktemp("p") / "d", lengths, dtype)
@@ -287,7 +287,7 @@ def test_a_multimodal_dataset_is_named_as_such(whole: Path) -> None:
 
 
 def test_datasets_beyond_two_billion_tokens(tmp_path: Path) -> None:
-    """A sparse file: pointers, counts, slices and samples are 64 bits wide throughout."""
+    """Pointers, counts, slices and samples are 64 bits wide throughout; the file is sparse."""
     long = 2**31 - 1
     lengths = [long, 7, long, 100, 9]
     prefix = make_lengths_dataset(tmp_path / "data", lengths)
@@ -311,7 +311,7 @@ def test_datasets_beyond_two_billion_tokens(tmp_path: Path) -> None:
 
 
 def written_offsets(prefix: Path, target: Path) -> list[int]:
-    """The offsets (bytes) that the writer gives a dataset of the same lengths."""
+    """Return the offsets (bytes) that the writer gives a dataset of the same lengths."""
     header = indexed.read_header(str(prefix))
     writer = PairWriter(target, np.dtype("uint16"))
     writer.append_index([np.array(indexed.map_lengths(header))], [np.ones(header.sequences, dtype=np.int32)])

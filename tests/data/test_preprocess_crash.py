@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, in any way, leaves nothing that is read as a dataset."""
+"""A run that is killed at any moment, in any way, leaves no file that can be read as a dataset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENDINGS = (".idx", ".bin")
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some megabytes of text, so that a run takes a moment."""
+    """Return a file with some megabytes of text, so that a run takes a moment."""
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefghij学习率", k=rng.randrange(2, 9))) for _ in range(3000)]
     texts = (" ".join(rng.choices(words, k=rng.randrange(5, 400))) for _ in range(6000))
@@ -39,7 +39,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(source: Path | str, prefix: Path, *more: str, **options: Any) -> subprocess.Popen[bytes]:
-    """The tool as a command, running."""
+    """Start the tool as a command."""
     line = command(
         "preprocess_data", "--input", source, *SP, "--output-prefix", prefix, "--workers", 2, *more
     )
@@ -47,7 +47,7 @@ def start(source: Path | str, prefix: Path, *more: str, **options: Any) -> subpr
 
 
 def children(process: int) -> list[int]:
-    """Process ids of a process's children."""
+    """Return the process ids of a process's children."""
     try:
         return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
@@ -55,7 +55,7 @@ def children(process: int) -> list[int]:
 
 
 def gone(process: int) -> bool:
-    """Whether a process has ended (a zombie has)."""
+    """Return whether a process has ended (a zombie has)."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
@@ -63,7 +63,7 @@ def gone(process: int) -> bool:
 
 
 def nothing_passes_for_a_dataset(folder: Path, whole: dict[str, tuple[bytes, bytes]]) -> None:
-    """A dataset with both files under a final name is complete, and equals one of `whole`."""
+    """Check that a dataset with both files under a final name is complete and equals one of `whole`."""
     for index in folder.glob("*.idx"):
         prefix = str(index.with_suffix(""))
         if os.path.exists(f"{prefix}.bin"):
@@ -96,7 +96,7 @@ def test_killed_at_random_moments_then_called_again(large: Path, tmp_path: Path)
 
 
 def killed_at_step(step: int, work: Any) -> bool:
-    """Run `work` in a child that dies by SIGKILL before its n-th change of the file system."""
+    """Run `work` in a child that is killed before its n-th file-system change; return whether it was."""
     child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -137,7 +137,7 @@ def test_killed_at_every_step_of_publishing(overwrite: bool, tmp_path: Path) -> 
         more = [*keys, "--overwrite"] if overwrite else keys
         died = killed_at_step(step, lambda: preprocess(new, folder / "out", *NULL, *more))  # noqa: B023
         nothing_passes_for_a_dataset(folder, whole)
-        if preprocess(new, folder / "out", *NULL, *more) == 2:  # it was done already
+        if preprocess(new, folder / "out", *NULL, *more) == 2:  # it was complete already
             assert not overwrite
             assert not died or step > 8
         for key in "ab":
@@ -175,9 +175,9 @@ def test_a_full_disk_ends_the_run(large: Path, tmp_path: Path) -> None:
 def test_interrupted_by_the_user(large: Path, tmp_path: Path) -> None:
     process = start("-", tmp_path / "out", start_new_session=True, stdin=subprocess.PIPE)
     process.stdin.write(large.read_bytes())
-    process.stdin.flush()  # and no end of it: the interrupt cannot come too late
+    process.stdin.flush()  # without closing it: the interrupt cannot come too late
     until(lambda: list(tmp_path.glob("out*.partial")), pause=0.005)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
+    os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal does
     _, answer = process.communicate(timeout=240)
     assert process.returncode == 130, answer
     assert b"Traceback" not in answer

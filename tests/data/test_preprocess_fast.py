@@ -1,4 +1,4 @@
-"""The fast tokenizers give the ids of the exact ones, for every text and model."""
+"""The fast tokenizers return the ids of the exact ones, for every text and model."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def train(**options: Any) -> bytes:
 
 @pytest.fixture(scope="module", params=range(len(VARIANTS)))
 def both(request: pytest.FixtureRequest) -> tuple[FastBpe, Any]:
-    """The fast path of a model, and SentencePiece with the same."""
+    """Return the fast path of a model, and SentencePiece with the same model."""
     model = train(**VARIANTS[request.param])
     exact = sentencepiece.SentencePieceProcessor(model_proto=model)
     return FastBpe(model, exact), exact
 
 
 def fragments() -> st.SearchStrategy[str]:
-    """Pieces of nasty text."""
+    """Return a strategy for pieces of difficult text."""
     anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     ascii_text = st.text(st.characters(max_codepoint=127), max_size=20)
     spaces = st.text(" \t\n\r\u00a0\u3000", max_size=6)
@@ -68,7 +68,7 @@ SLOW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 
 @SLOW
 @given(parts=st.lists(fragments(), max_size=12))
-@example(parts=["</s", "\x1f", ">"])  # becomes a control symbol only by normalization
+@example(parts=["</s", "\x1f", ">"])  # is a control symbol only after normalization
 @example(parts=["\uff1c", "s>"])
 @example(parts=[" "])
 @example(parts=["\x01 a"])
@@ -170,7 +170,7 @@ def test_half_a_surrogate_pair_is_no_text() -> None:
 
 @pytest.fixture(scope="module")
 def huggingface(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An encoder of a byte-level BPE like GPT-2's, which has the fast path."""
+    """Return an encoder of a byte-level BPE like GPT-2's, which has the fast path."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -209,7 +209,7 @@ def test_huggingface_special_tokens_in_text_stay_text(huggingface: Any) -> None:
     end = huggingface.eod
     assert (
         huggingface.encode("a<|end|>b<|end|>").tolist().count(end) == 1
-    )  # the one it begins every text with
+    )  # the token at the beginning of every text
     huggingface._parse = True
     assert huggingface.encode("a<|end|>b<|end|>").tolist().count(end) == 3
     huggingface._parse = False

@@ -1,4 +1,4 @@
-"""The same bytes as Megatron-LM core_v0.19.0's tool, which made the stored pairs (tests/golden/make.py)."""
+"""Output has the same bytes as that of Megatron-LM core_v0.19.0's tool, stored by tests/golden/make.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_case(name: str, folder: Path, *more: str) -> dict[str, tuple[bytes, byte
 
 
 def stored(name: str) -> dict[str, tuple[bytes, bytes]]:
-    """The pairs that upstream wrote."""
+    """Return the pairs that upstream wrote."""
     found = (GOLDEN / "pairs").glob(f"{name}_*.idx")
     return {path.stem: pair(path.with_suffix("")) for path in found}
 

@@ -1,4 +1,4 @@
-"""Every input format gives the same pair; what cannot be read is refused by name."""
+"""Every input format gives the same pair; unreadable input is refused with its name."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ LINES = (GOLDEN / "texts.jsonl").read_bytes()
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
-    """The pair of the golden texts."""
+    """Return the pair of the golden texts."""
     folder = tmp_path_factory.mktemp("expected")
     assert preprocess(GOLDEN / "texts.jsonl", folder / "out", *SP) == 0
     return pair(folder / "out_text_document")
 
 
 def packed(kind: str, folder: Path) -> Path:
-    """The golden texts in another format, under a name without its suffix."""
+    """Write the golden texts in another format, under a name without its suffix; return the path."""
     path = folder / "input"
     half = len(LINES) // 2
     if kind == "gzip":
@@ -135,7 +135,7 @@ def test_lines_are_put_together_from_any_blocks(blocks: list[bytes]) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, prefix: Path, *more: str) -> str:
-    """The tool's message when it refuses, with status 2 and nothing written."""
+    """Return the tool's message when it refuses with status 2 and writes nothing."""
     assert preprocess(source, prefix, *more) == 2
     assert not list(prefix.parent.glob(f"{prefix.name}*document*"))
     answer = capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_duplicate_keys_and_escapes_as_python_reads_them(tmp_path: Path) -> None
 
 
 def test_zstandard_is_unpacked_in_bounded_pieces(tmp_path: Path) -> None:
-    """A few kilobytes that hold a hundred megabytes do not become one block in memory."""
+    """A few kilobytes that expand to a hundred megabytes do not become one block in memory."""
     path = tmp_path / "small.zst"
     path.write_bytes(zstandard.compress((b'{"text": "a"}' + b" " * 4000 + b"\n") * 25_000))
     assert path.stat().st_size < 200_000
@@ -266,7 +266,7 @@ def test_a_document_longer_than_any_is_refused_before_it_is_in_memory(
 def test_a_page_that_would_be_unpacked_whole_is_refused_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A few kilobytes on the disk. Columns that are not read do not count."""
+    """The file has a few kilobytes on the disk. Columns that are not read do not count."""
     monkeypatch.setattr(parquet_pages, "PAGE_BYTES", 8 << 20)
     path = tmp_path / "one_page.parquet"
     texts = pyarrow.array(["x" * (1 << 20)] * 9)
@@ -306,7 +306,7 @@ def test_every_page_of_a_parquet_file_is_found_by_its_header(
             )
             assert {page.kind for page in found} >= {3 if version == "2.0" else 0}
     generator = random.Random(1)
-    for _ in range(300):  # damaged anywhere, pages are found or refused
+    for _ in range(300):  # with damage anywhere, pages are found or refused
         damaged = bytearray(content[begin : begin + length])
         damaged[generator.randrange(60)] = generator.randrange(256)
         with suppress(PageError):

@@ -20,14 +20,14 @@ from tests.support.preprocess_fixtures import ROOT, documents
 
 @pytest.fixture
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, in an empty folder with four small releases in its cache."""
+    """Return the script as a module, in an empty folder with four small releases in its cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     spec = importlib.util.spec_from_file_location("prepare", ROOT / "examples/quickstart/prepare.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "prepare", module)  # its functions travel to other processes by name
+    monkeypatch.setitem(sys.modules, "prepare", module)  # its functions are pickled by name
     spec.loader.exec_module(module)
     releases = {}
     for number in range(1, 5):
@@ -41,7 +41,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def make_release(cache: Path, release: str, number: int) -> str:
-    """A wheel whose services carry the strings of all releases up to `number`; its SHA-256."""
+    """Write a wheel whose services have the strings of all releases up to `number`; return its SHA-256."""
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"botocore-{release}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -95,7 +95,7 @@ def test_four_versions_that_hold_what_was_new(
 
 
 def contents(folder: Path) -> dict[Path, object]:
-    """Every file's bytes; of a record its content, without the time at which its dataset was written."""
+    """Return every file's bytes; of a record its content without the time when its dataset was written."""
     found: dict[Path, object] = {}
     for path in folder.rglob("*.*"):
         if path.name.endswith(".tokens.json"):

@@ -38,7 +38,7 @@ BAD = {
 
 
 def rejects(prefix: Path) -> list[str]:
-    """The lines of the reject file."""
+    """Return the lines of the reject file."""
     return Path(f"{prefix}.rejects").read_text().splitlines()
 
 

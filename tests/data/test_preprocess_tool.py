@@ -1,4 +1,4 @@
-"""The preprocessing tool as a command: quick to answer, clear about what it cannot do, flat in memory."""
+"""The preprocessing tool as a command: fast to start, with clear errors, with constant memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The origin of a dataset is recorded next to it and in its slices, and another tokenizer is refused by name."""
+"""The origin of a dataset is recorded next to it and in its slices; another tokenizer is refused by name."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ HF = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model"]
 
 
 def tokens(prefix: Path) -> dict[str, Any]:
-    """The record's part about the tokenizer."""
+    """Return the record's part about the tokenizer."""
     return dict(json.loads(record_path(prefix).read_text())["tokenizer"])
 
 
 def sliced(folder: Path, prefix: Path) -> Path:
-    """v1, v2 and valid, drawn from a dataset by the tool."""
+    """Draw v1, v2 and valid from a dataset with the tool; return their folder."""
     options = [
         "--versions",
         2,
@@ -57,7 +57,7 @@ def sliced(folder: Path, prefix: Path) -> Path:
 
 
 def make_team(folder: Path) -> Path:
-    """Data made with sp.model, and slices of it."""
+    """Make data with sp.model, and slices of it; return the folder."""
     folder.mkdir(exist_ok=True)
     shutil.copy(SP_MODEL, folder / "made.model")
     model = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(folder / "made.model")]
@@ -73,14 +73,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def team(shared: Path, tmp_path: Path) -> Path:
-    """A copy of one's own."""
+    """Return a separate copy."""
     return Path(shutil.copytree(shared, tmp_path / "team"))
 
 
 def plan_of(
     folder: Path, model: Path | str | None = None, kind: str = "SentencePieceTokenizer", **more: Any
 ) -> Plan:
-    """A plan of the slices in `folder`; `more` are keys of the file."""
+    """Return a plan of the slices in `folder`; `more` are keys of the file."""
     slices = str(folder / "slices")
     changes: dict[str, Any] = {
         "tokenizer": {"type": kind, "model": str(model or folder / "made.model")},
@@ -102,7 +102,7 @@ def null_plan(folder: Path, size: int, **megatron: Any) -> Plan:
 
 
 def smaller_model(path: Path) -> Path:
-    """The first 500 pieces of the model."""
+    """Write the first 500 pieces of the model to `path`."""
     model = parse_model(SP_MODEL.read_bytes())
     del model.pieces[500:]
     path.write_bytes(model.SerializeToString())
@@ -173,7 +173,7 @@ def test_an_export_is_compared_with_the_tokenizer_that_it_is_given(
 @pytest.mark.parametrize("carried", [True, False])
 def test_a_smaller_vocabulary_is_refused(carried: bool, team: Path) -> None:
     plan = plan_of(team, smaller_model(team / "small.model"))
-    if carried:  # by the slices: the data may be on the cluster alone
+    if carried:  # by the slices: the data may be only on the cluster
         record_path(team / "web_text_document").unlink()
     else:  # drawn before there were records
         for path in (team / "slices").glob("*.slice"):
@@ -185,7 +185,7 @@ def test_a_smaller_vocabulary_is_refused(carried: bool, team: Path) -> None:
 
 
 def without_facts(path: Path) -> None:
-    """Write a slice as it was before slices carried facts."""
+    """Write a slice in its form before slices carried facts."""
     one = Slice.load(path)
     for source in one.sources:
         object.__setattr__(source, "tokenizer", None)
@@ -245,7 +245,7 @@ def test_a_null_tokenizer_is_its_size_and_its_end(tmp_path: Path) -> None:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Slices of a dataset as Megatron-LM's own tool makes it: ids up to 599 and no record."""
+    """Return a folder with slices of a dataset from Megatron-LM's own tool: ids up to 599 and no record."""
     documents = [[*range(30 + number, 70 + number)] for number in range(500)]
     prefix = make_indexed_dataset(tmp_path / "theirs_text_document", [*documents, [599, 2]])
     for name, chosen in (("v1", range(200)), ("v2", range(200, 400)), ("valid", range(400, 501))):

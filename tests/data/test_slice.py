@@ -1,4 +1,4 @@
-"""Slice files: written and read back, damaged and refused, moved and found, overlapping and named."""
+"""Slice files: written and read back, refused if damaged, found after a move, checked for overlaps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.data_fixtures import make_indexed_dataset, make_random_datase
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """data/a and data/b (indexed datasets), and the slices v1, v2, valid of them."""
+    """Return a folder with data/a and data/b (indexed datasets), and their slices v1, v2 and valid."""
     a = make_random_dataset(tmp_path / "data/a", [5, 7, 3, 9, 4, 6, 8, 2])
     b = make_random_dataset(tmp_path / "data/b", [10, 20, 30, 40], first=1000)
     make_slice(tmp_path / "data/slices/v1.slice", [(a, [0, 3, 5], "web"), (b, [1], "books")])

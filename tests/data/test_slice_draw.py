@@ -1,4 +1,4 @@
-"""Drawing versions: disjoint, complete, in proportion, stable when more is drawn, or refused."""
+"""Draws of versions: disjoint, complete, in proportion, unchanged when more is drawn, or refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LENGTHS = LENGTHS.filter(lambda sources: all(sum(lengths) for lengths in sources
 
 @contextmanager
 def datasets(lengths: Sequence[Sequence[int]]) -> Iterator[list[Path]]:
-    """Datasets with documents of these lengths, in a folder of their own."""
+    """Yield datasets with documents of these lengths, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         yield [
             make_lengths_dataset(Path(folder) / f"data/source{number}", sizes, mark=number + 1)
@@ -51,7 +51,7 @@ def request(
     first: int = 1,
     **options: int,
 ) -> DrawRequest:
-    """A request for versions v<first>, …, of these tokens."""
+    """Return a request for versions v<first>, …, of these tokens."""
     weights = weights or [None] * len(prefixes)
     return DrawRequest(
         sources=tuple(SourceRequest(p, w, p.name) for p, w in zip(prefixes, weights, strict=True)),
@@ -64,13 +64,13 @@ def request(
 
 
 def chosen(drawn: Drawn | Sequence[Slice]) -> dict[str, dict[str, list[int]]]:
-    """The documents of every slice, by name and source."""
+    """Return the documents of every slice, by name and source."""
     slices = drawn.slices if isinstance(drawn, Drawn) else drawn
     return {one.name: {s.prefix.name: s.documents.tolist() for s in one.sources} for one in slices}
 
 
 def drawn_if_there_is_enough(wanted: DrawRequest, existing: Sequence[Slice]) -> Drawn | None:
-    """What is drawn, or None if a handful of documents does not go round."""
+    """Return the draw, or None if there are too few documents."""
     try:
         return draw(wanted, existing)
     except ShortageError:

@@ -1,4 +1,4 @@
-"""The scripts slice_versions.py and check_slices.py as they are called: what they write, print and return."""
+"""The scripts slice_versions.py and check_slices.py as commands: files, output and exit status."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.support import ROOT
 from tests.support.data_fixtures import make_lengths_dataset
 
 
-def call(tool: str, *words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def call(tool: str, *argv: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script of tools/ in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, words)]
+    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, argv)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def as_json(result: subprocess.CompletedProcess[str]) -> Any:
-    """What a script printed with --json."""
+    """Return the JSON that a script printed with --json."""
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """data/web (1,000 documents) and data/books (100), of about 50 and 500 tokens each."""
+    """Return a folder with data/web (1,000 documents of about 50 tokens) and data/books (100, about 500)."""
     rng = np.random.RandomState(5)
     make_lengths_dataset(tmp_path / "data/web", rng.randint(1, 100, 1000), 1)
     make_lengths_dataset(tmp_path / "data/books", rng.randint(1, 1000, 100), 2)
@@ -42,7 +42,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def draw_four(tree: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    """Four versions of 10,000 tokens and a validation set, 70% web."""
+    """Draw four versions of 10,000 tokens and a validation set, 70% web."""
     sources = ["--source", "data/web:0.7:net", "--source", "data/books:0.3"]
     amounts = ["--versions", 4, "--tokens-per-version", "1e4", "--valid-tokens", "2k"]
     return call("slice_versions.py", *sources, *amounts, "--output", "data/slices", *more, folder=tree)
@@ -85,15 +85,15 @@ def test_a_second_call_continues_and_changes_no_existing_file(tree: Path) -> Non
 
 
 def test_named_documents_need_no_mixture(tree: Path) -> None:
-    words = ["--documents", "v1=data/web:0-500", "--documents", "valid=data/web:500-510", "--output", "s"]
-    assert call("slice_versions.py", *words, folder=tree).returncode == 0
+    argv = ["--documents", "v1=data/web:0-500", "--documents", "valid=data/web:500-510", "--output", "s"]
+    assert call("slice_versions.py", *argv, folder=tree).returncode == 0
     assert Slice.load(tree / "s/v1.slice").sources[0].documents.tolist() == list(range(500))
 
 
 def test_too_many_tokens_print_a_table_and_write_nothing(tree: Path) -> None:
     sources = ["--source", "data/web", "--source", "data/books"]
-    words = [*sources, "--tokens-per-version", "1e6", "--output", "s"]
-    refused = call("slice_versions.py", *words, folder=tree)
+    argv = [*sources, "--tokens-per-version", "1e6", "--output", "s"]
+    refused = call("slice_versions.py", *argv, folder=tree)
     assert refused.returncode == 2
     assert "too few tokens" in refused.stderr
     assert "data/books" in refused.stderr
@@ -102,7 +102,7 @@ def test_too_many_tokens_print_a_table_and_write_nothing(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--source", "nowhere", "--tokens-per-version", "5"], "nowhere.idx"),
         (["--source", "data/web", "--versions", "2"], "--tokens-per-version is missing"),
@@ -116,8 +116,8 @@ def test_too_many_tokens_print_a_table_and_write_nothing(tree: Path) -> None:
         (["--source", "data/web", "--source", "data/web", "--tokens-per-version", "5"], "one and the same"),
     ],
 )
-def test_bad_requests_are_one_line(tree: Path, words: list[str], message: str) -> None:
-    refused = call("slice_versions.py", *words, "--output", "s", folder=tree)
+def test_bad_requests_are_one_line(tree: Path, argv: list[str], message: str) -> None:
+    refused = call("slice_versions.py", *argv, "--output", "s", folder=tree)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert refused.stderr.startswith("error: ")
@@ -170,7 +170,7 @@ def test_a_wrong_count_is_noticed(tree: Path) -> None:
 def test_a_killed_draw_leaves_whole_slices_or_none_and_can_be_drawn_again(tree: Path) -> None:
     undisturbed = as_json(draw_four(tree, "--json", "--output", "elsewhere"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [
+    argv = [
         "--source",
         "data/web:0.7:net",
         "--source",
@@ -179,7 +179,7 @@ def test_a_killed_draw_leaves_whole_slices_or_none_and_can_be_drawn_again(tree: 
         "4",
         "--tokens-per-version",
     ]
-    command = [sys.executable, str(ROOT / "tools/slice_versions.py"), *words, "1e4", "--valid-tokens", "2k"]
+    command = [sys.executable, str(ROOT / "tools/slice_versions.py"), *argv, "1e4", "--valid-tokens", "2k"]
     begin = time.perf_counter()
     assert (
         subprocess.run([*command, "--output", "timed"], cwd=tree, env=environment, check=False).returncode
@@ -208,7 +208,7 @@ def test_nothing_to_check_is_bad_input(tree: Path, path: str) -> None:
 
 @pytest.mark.parametrize("tool", ["slice_versions.py", "check_slices.py"])
 def test_help_comes_at_once(tree: Path, tool: str) -> None:
-    """It loads none of the libraries whose import takes longer than the rest of a start."""
+    """It imports none of the libraries whose import takes longer than the rest of a start."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / tool), "--help"]
     answer = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
     assert "usage" in answer.stdout

@@ -1,4 +1,4 @@
-"""Versioned datasets: whose tokens a sample holds, that none comes twice, that nothing earlier changes."""
+"""Versioned datasets: which tokens a sample has, no token twice, no change of earlier samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Slice]:
-    """v1, v2, v3 and valid, of two sources whose tokens are all different (ids 1 to 24,000)."""
+    """Return v1, v2, v3 and valid, of two sources whose tokens are all different (ids 1 to 24,000)."""
     folder = tmp_path_factory.mktemp("data")
     lengths = np.random.RandomState(0).randint(1, 60, size=400)
     web = make_random_dataset(folder / "web", lengths.tolist())
@@ -48,7 +48,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> list[Slice]:
 
 
 def rows(dataset: Any, positions: Sequence[int] | None = None) -> list[tuple[int, ...]]:
-    """Each sample's seq_length + 1 tokens: its input, then its last label."""
+    """Return each sample's seq_length + 1 tokens: its input, then its last label."""
     found = []
     for position in range(len(dataset)) if positions is None else positions:
         item = dataset[position]
@@ -58,7 +58,7 @@ def rows(dataset: Any, positions: Sequence[int] | None = None) -> list[tuple[int
 
 
 def labels(samples: Sequence[tuple[int, ...]]) -> list[int]:
-    """All tokens that are predicted."""
+    """Return all tokens that are predicted."""
     return [token for sample in samples for token in sample[1:]]
 
 
@@ -262,7 +262,7 @@ def test_validation_predicts_every_token_once(slices: list[Slice], tmp_path: Pat
 
 
 def tokens_of(prefix: Path, document: int) -> list[int]:
-    """The tokens of one document, by arithmetic: the fixture counts them through."""
+    """Return the tokens of a document, by arithmetic: the fixture numbers them consecutively."""
     lengths = np.random.RandomState(0).randint(1, 60, size=400)
     base = 1 if prefix.name == "web" else 1 + int(lengths.sum())
     start = base + int(lengths[:document].sum())

@@ -1,4 +1,4 @@
-"""The index cache: files are whole or not there, built once where they can be seen, and only data."""
+"""The index cache: files are complete or absent, built once where possible, and contain only data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.flips import flip
 
 
 def numbers(count: int, built: list[int] | None = None) -> CacheEntry:
-    """An entry of two arrays; every build is noted in `built`."""
+    """Return an entry of two arrays; every build is recorded in `built`."""
 
     def build() -> dict[str, np.ndarray]:
         if built is not None:
@@ -106,7 +106,7 @@ def test_a_damaged_file_in_a_folder_that_cannot_be_written_is_not_used(
 
 
 class Trap:
-    """Notes when it is unpickled."""
+    """Records that it was unpickled."""
 
     sprung = False
 
@@ -115,7 +115,7 @@ class Trap:
 
 
 def spring() -> int:
-    """What a pickle of the wrong kind would call."""
+    """Record the call, which a pickle of the wrong kind would make."""
     Trap.sprung = True
     return 0
 
@@ -138,7 +138,7 @@ def test_a_private_folder_that_somebody_planted_is_not_trusted(tmp_path: Path) -
 
 
 def build_often(folder: str, start: Any, results: Any) -> None:
-    """One of several jobs that want the same entries at the same moment; reports how many it found wrong."""
+    """Build the same entries as other jobs at the same moment; report the number of wrong ones."""
     start.wait()
     wrong = 0
     for count in range(2000, 2040):

@@ -1,4 +1,4 @@
-"""The doctor lists what is installed and what is missing, with an exit status that scripts can use."""
+"""The doctor lists installed and missing software, with an exit status that scripts can use."""
 
 from __future__ import annotations
 

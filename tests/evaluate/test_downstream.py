@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 OWN = ("lrpath_c3", "lrpath_csl", "lrpath_gaokao")
 
 
-def run(target: Callable[[list[str]], None], words: list[str], probe: str = "nothing") -> Outcome:
+def run(target: Callable[[list[str]], None], argv: list[str], probe: str = "nothing") -> Outcome:
     """Call `target` in a fork of this process, which imports torch, transformers and the harness once."""
     import lm_eval.models.huggingface  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -48,7 +48,7 @@ def run(target: Callable[[list[str]], None], words: list[str], probe: str = "not
     context = mp.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryFile("w+") as log:
-        process = context.Process(target=forked, args=(target, words, probe, log, sender))
+        process = context.Process(target=forked, args=(target, argv, probe, log, sender))
         process.start()
         sender.close()
         process.join(500)
@@ -60,18 +60,18 @@ def run(target: Callable[[list[str]], None], words: list[str], probe: str = "not
         return Outcome([process.exitcode], log.read(), [probed])
 
 
-def forked(target: Callable[[list[str]], None], words: list[str], probe: str, log: Any, sender: Any) -> None:
-    """What the fork does: all output into `log`, the target under the probe."""
+def forked(target: Callable[[list[str]], None], argv: list[str], probe: str, log: Any, sender: Any) -> None:
+    """Run the target under the probe in the fork, with all output in `log`."""
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     with getattr(probes, probe)() as seen:
-        target(words)
+        target(argv)
         sender.send(seen)
 
 
 def make_model(folder: Path) -> None:
-    """A tiny LLaMA with random weights and a tokenizer of bytes, as a Hugging Face folder."""
+    """Write a tiny LLaMA with random weights and a tokenizer of bytes, as a Hugging Face folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -92,11 +92,11 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def worker(words: list[str]) -> None:
-    """Make the model and the data in a folder, then measure it on what the other words say."""
+def worker(argv: list[str]) -> None:
+    """Make the model and the data in the folder `argv[0]`, then evaluate it as the other arguments say."""
     from megatron_lrpath.evaluate import downstream_worker
 
-    folder, *rest = words
+    folder, *rest = argv
     model, data = Path(folder) / "model", Path(folder) / "data"
     if not model.exists():
         make_model(model)
@@ -108,7 +108,7 @@ def worker(words: list[str]) -> None:
 
 
 def harness_configs(manager: Any, names: list[str]) -> list[dict[str, Any]]:
-    """The configurations of all tasks below some groups, read from their files without any data."""
+    """Return the configurations of all tasks below some groups, read from their files without any data."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     found = []
@@ -128,7 +128,7 @@ def harness_configs(manager: Any, names: list[str]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model that was measured on the nine benchmarks of the paper."""
+    """Return a folder with a model that was evaluated on the nine benchmarks of the paper."""
     folder = tmp_path_factory.mktemp("downstream")
     outcome = run(worker, [str(folder), "--tasks", "paper"]).ok()
     assert outcome.output.count("samples, ") == 9
@@ -153,19 +153,19 @@ def test_all_nine_are_measured_and_recorded(measured: Path) -> None:
 
 
 def test_a_score_is_the_models_own_choice(measured: Path) -> None:
-    """CSL's accuracy worked out by hand: the category with the highest log-probability a character."""
+    """CSL's accuracy equals a direct computation: the category of highest log-probability a character."""
     outcome = run(by_hand, [str(measured)]).ok()
     accuracy = json.loads(outcome.output.strip().splitlines()[-1])
     results = json.loads(RunFolder(measured / "model").downstream.read_text())["results"]
     assert accuracy == pytest.approx(results["lrpath_csl"]["score"])
 
 
-def by_hand(words: list[str]) -> None:
+def by_hand(argv: list[str]) -> None:
     """Print the accuracy of the model in a folder on its CSL data, without the harness."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(words[0])
+    folder = Path(argv[0])
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     right = 0
@@ -186,9 +186,9 @@ def by_hand(words: list[str]) -> None:
 def test_nothing_is_measured_twice_and_what_is_new_is(measured: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(measured, copy)
-    words = [str(copy), "--tasks", "CSL", "C3"]
-    assert "samples, " not in run(worker, words).ok().output
-    again = run(worker, [*words, "--limit", "1"]).ok().output
+    argv = [str(copy), "--tasks", "CSL", "C3"]
+    assert "samples, " not in run(worker, argv).ok().output
+    again = run(worker, [*argv, "--limit", "1"]).ok().output
     assert again.count("(1 samples, ") == 2
     results = json.loads(RunFolder(copy / "model").downstream.read_text())["results"]
     assert results["lrpath_csl"]["settings"]["limit"] == 1
@@ -199,12 +199,12 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(measured: Path, tmp_
     copy = tmp_path / "copy"
     shutil.copytree(measured, copy)
     RunFolder(copy / "model").downstream.unlink()
-    words = [str(copy), "--tasks", "CSL"]
-    killed = run(worker, words, probe="killed_after_answers")
+    argv = [str(copy), "--tasks", "CSL"]
+    killed = run(worker, argv, probe="killed_after_answers")
     assert killed.status == [9], killed.output[-2000:]
     assert not RunFolder(copy / "model").downstream.exists()
     assert list((copy / "model/downstream").glob("answers-*"))
-    outcome = run(worker, words, probe="asked").ok()
+    outcome = run(worker, argv, probe="asked").ok()
     assert outcome.probed[0] == [], "every answer came from the cache"
     ours, theirs = (
         json.loads(RunFolder(place / "model").downstream.read_text())["results"]["lrpath_csl"]
@@ -214,15 +214,15 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(measured: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--tasks", "no_such_task"], "has no task no_such_task"),
         (["--tasks", "hellaswag"], "no data of "),
         (["--tasks", "CSL", "--chat"], "has no chat template"),
     ],
 )
-def test_unmeasurable_input_gives_one_message(measured: Path, words: list[str], message: str) -> None:
-    outcome = run(worker, [str(measured), *words])
+def test_unmeasurable_input_gives_one_message(measured: Path, argv: list[str], message: str) -> None:
+    outcome = run(worker, [str(measured), *argv])
     assert outcome.status == [2], outcome.output[-2000:]
     assert message in outcome.output
     assert "Traceback" not in outcome.output
@@ -319,8 +319,8 @@ def test_models_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_belongs_to_perplexities_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--nproc", "2"], ["--", "--bf16"]):
-        assert main(["eval", str(tmp_path), "--tasks", "paper", *words]) == 2
+    for argv in (["--nproc", "2"], ["--", "--bf16"]):
+        assert main(["eval", str(tmp_path), "--tasks", "paper", *argv]) == 2
         assert "--tasks asks the exported model" in capsys.readouterr().err
 
 
@@ -338,15 +338,15 @@ def test_a_plans_versions_are_exported_measured_and_reported(
     train(run_words(plan, "ours", "main")).ok()
     train(run_words(plan, "ours", "branch-v1")).ok()
     benchmark_data.write_own(tmp_path / "tasks")
-    words = ["eval", str(plan), "--tasks", "CSL", "GAOKAO", "--task-data", str(tmp_path / "tasks")]
-    assert main([*words, "--device", "cpu"]) == 0, (tmp_path / "runs/logs/downstream.log").read_text()[-3000:]
+    argv = ["eval", str(plan), "--tasks", "CSL", "GAOKAO", "--task-data", str(tmp_path / "tasks")]
+    assert main([*argv, "--device", "cpu"]) == 0, (tmp_path / "runs/logs/downstream.log").read_text()[-3000:]
     shown = capfd.readouterr().out
     assert "ours/branch-v1 CSL: " in shown
     folder = tmp_path / "runs/ours/branch-v1"
     stored = json.loads(RunFolder(folder).downstream.read_text())
     assert (stored["step"], set(stored["results"])) == (4, {"lrpath_csl", "lrpath_gaokao"})
     assert not (folder / "downstream").exists()
-    assert main([*words, "--device", "cpu"]) == 0
+    assert main([*argv, "--device", "cpu"]) == 0
     assert "nothing to measure" in capfd.readouterr().out
     assert main(["report", str(plan)]) == 0
     assert "GAOKAO" in (tmp_path / "runs/report/index.html").read_text()

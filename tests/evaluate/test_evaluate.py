@@ -1,4 +1,4 @@
-"""Perplexity is what a plain loop over the validation tokens gives, at every layout; `lrpath eval` prints it."""
+"""Perplexity equals a plain loop over the validation tokens, at every layout; `lrpath eval` prints it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan whose first version is trained in all three paradigms, and the main path."""
+    """Return a folder with a plan, its main path, and its first version trained in all three paradigms."""
     folder = tmp_path_factory.mktemp("evaluated")
     plan = make_plan(folder, (6,))
     for paradigm, run in (("ours", "main"), ("ours", "branch-v1"), ("ptfs", "scratch-v1")):
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    """The trained folder's plan and runs, to be changed at will."""
+    """Return a copy of the trained folder's plan and runs, which a test may change."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     plan = yaml.safe_load((trained / "plan.yaml").read_text())
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"output": str(tmp_path / "runs")}))
@@ -56,19 +56,19 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 
 def evaluate(folder: Path, runs: list[str], *extra: str, nproc: int = 1) -> Outcome:
-    """The worker that `lrpath eval` starts, in forked processes."""
-    words = ["--plan", str(folder / "plan.yaml"), "--device", "cpu", "--runs", *runs, *extra]
-    return launch("megatron_lrpath.evaluate.worker:main", words, nproc)
+    """Run the worker that `lrpath eval` starts, in forked processes."""
+    argv = ["--plan", str(folder / "plan.yaml"), "--device", "cpu", "--runs", *runs, *extra]
+    return launch("megatron_lrpath.evaluate.worker:main", argv, nproc)
 
 
 def evaluation(folder: Path, run: str) -> dict[str, Any]:
-    """What an evaluation wrote."""
+    """Return the result of an evaluation."""
     found: dict[str, Any] = json.loads((folder / "runs" / run / "eval.json").read_text())
     return found
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, gathered to whole ones."""
+    """Return the model's tensors in a checkpoint, gathered to whole tensors."""
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.FileSystemReader(checkpoint)
@@ -83,7 +83,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def rotate(states: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [tokens, heads, width]."""
+    """Return the rotary embedding of [tokens, heads, width]."""
     positions = torch.arange(states.size(0))[:, None]
     angles = positions / 10000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
     angles = torch.cat([angles, angles], -1)[:, None]
@@ -92,7 +92,7 @@ def rotate(states: torch.Tensor) -> torch.Tensor:
 
 
 def logits(tokens: torch.Tensor, model: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A plain LLaMA over one sequence: [tokens] -> [tokens, vocabulary]."""
+    """Return the logits of a plain LLaMA over one sequence: [tokens] -> [tokens, vocabulary]."""
 
     def norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
@@ -121,14 +121,14 @@ def logits(tokens: torch.Tensor, model: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 def independent(folder: Path, run: str, step: int) -> dict[str, tuple[float, int]]:
-    """(summed loss, tokens) of each domain, from the checkpoint's weights and the dataset's bytes."""
+    """Return (summed loss, tokens) of each domain, from the checkpoint's weights and the dataset's bytes."""
     import numpy as np
 
     model = weights(folder / "runs" / run / f"checkpoints/iter_{step:07}")
     found = {}
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     for source in Slice.load(Path(plan["data"]["valid"] + ".slice")).sources:
-        # the fixture's documents are all of 25 tokens, two bytes each
+        # every document of the fixture has 25 tokens of two bytes
         content = np.fromfile(f"{source.prefix}.bin", dtype=np.uint16).reshape(-1, 25)
         stream = torch.from_numpy(content[source.documents].reshape(-1).astype(np.int64))
         total = 0.0
@@ -141,7 +141,7 @@ def independent(folder: Path, run: str, step: int) -> dict[str, tuple[float, int
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, tuple[float, int]]) -> None:
-    """An evaluation is the independent one, as a whole and for each domain, over exactly the same tokens."""
+    """Assert that an evaluation equals the independent one, in total and by domain, over the same tokens."""
     assert set(found["domains"]) == set(expected) == {"prose", "code"}
     parts = {**found["domains"], "whole": found}
     sums = {**expected, "whole": tuple(sum(one) for one in zip(*expected.values(), strict=True))}
@@ -179,18 +179,18 @@ def test_layout_and_batch_do_not_matter(copy: Path, nproc: int, extra: list[str]
 
 
 def test_many_batches_are_carried_in_several_calls(copy: Path) -> None:
-    """More micro-batches than one call of the pipeline schedule takes."""
-    words = ["--plan", str(copy / "plan.yaml"), "--device", "cpu", "--runs", "ours/branch-v1"]
-    launch("tests.evaluate.test_evaluate:in_chunks_of_three", [*words, "--micro-batch-size", "1"]).ok()
+    """There are more micro-batches than one call of the pipeline schedule takes."""
+    argv = ["--plan", str(copy / "plan.yaml"), "--device", "cpu", "--runs", "ours/branch-v1"]
+    launch("tests.evaluate.test_evaluate:in_chunks_of_three", [*argv, "--micro-batch-size", "1"]).ok()
     assert_equal(evaluation(copy, "ours/branch-v1"), independent(copy, "ours/branch-v1", 6))
 
 
-def in_chunks_of_three(words: list[str]) -> None:
-    """The worker with three micro-batches a call; runs in a process of its own."""
+def in_chunks_of_three(argv: list[str]) -> None:
+    """Run the worker with three micro-batches a call, in a separate process."""
     from megatron_lrpath.evaluate import perplexity, worker
 
     perplexity.CHUNK = 3
-    worker.main(words)
+    worker.main(argv)
 
 
 def test_an_evaluation_changes_nothing_but_its_result(copy: Path) -> None:
@@ -309,7 +309,7 @@ def test_evaluations_side_by_side_lose_nothing_of_each_other(tmp_path: Path) -> 
 
 def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -> None:
     step = complete_steps(copy / "runs/ours/main/checkpoints")[-1]
-    words = [
+    argv = [
         "--plan",
         str(copy / "plan.yaml"),
         "--device",
@@ -318,14 +318,14 @@ def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -
         f"ours/main@{step}",
         "ours/branch-v1",
     ]
-    outcome = launch("tests.evaluate.test_evaluate:main_path_removed_meanwhile", words, 2)
+    outcome = launch("tests.evaluate.test_evaluate:main_path_removed_meanwhile", argv, 2)
     outcome.ok()
     assert "evaluated ours/main" not in outcome.output
     assert evaluation(copy, "ours/branch-v1")["step"] == 6
 
 
-def main_path_removed_meanwhile(words: list[str]) -> None:
-    """The worker, while the main path's checkpoint is removed after the worker found it; in a process of its own."""
+def main_path_removed_meanwhile(argv: list[str]) -> None:
+    """Run the worker and remove the main path's checkpoint after it was found, in a separate process."""
     from megatron_lrpath.evaluate import perplexity, worker
 
     check = perplexity.damage
@@ -336,15 +336,15 @@ def main_path_removed_meanwhile(words: list[str]) -> None:
         return check(folder, step)
 
     perplexity.damage = damage
-    worker.main(words)
+    worker.main(argv)
 
 
 def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = str(copy / "plan.yaml")
-    for words in (["--run", "main"], ["--paradigm", "ptfs"], ["--tasks", "paper"]):
-        assert main(["eval", plan, "--main-path", *words]) == 2
+    for argv in (["--run", "main"], ["--paradigm", "ptfs"], ["--tasks", "paper"]):
+        assert main(["eval", plan, "--main-path", *argv]) == 2
         assert "leave out --tasks, --run and --paradigm" in capsys.readouterr().err
     (copy / "runs/ours/main/evals.json").write_text('{"2":')
     assert main(["eval", plan, "--main-path"]) == 2

@@ -1,4 +1,4 @@
-"""Trained models write: text that continues from a prompt, versions side by side, conversations."""
+"""Trained models generate: text that continues a prompt, versions side by side, conversations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.training_fixtures import launch, lrpath, run_words, train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan whose version and fine-tuned version are trained."""
+    """Return a plan whose version and fine-tuned version are trained."""
     folder = tmp_path_factory.mktemp("generation")
     plan = sft_plan(folder)
     launch("tests.support.sft_fixtures:prepare", [str(plan)]).ok()
@@ -29,13 +29,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plan
 
 
-def generate(plan: Path, *words: object) -> str:
-    """What `lrpath generate` prints."""
-    return lrpath("generate", plan, *words, "--device", "cpu", "--max-tokens", 6).ok().output
+def generate(plan: Path, *argv: object) -> str:
+    """Return the output of `lrpath generate`."""
+    return lrpath("generate", plan, *argv, "--device", "cpu", "--max-tokens", 6).ok().output
 
 
 def run_folder(plan: Path, run: str) -> RunFolder:
-    """The folder of a run of ours."""
+    """Return the folder of a run of ours."""
     return RunFolder(plan.parent / "runs/ours" / run)
 
 
@@ -43,7 +43,7 @@ def test_a_version_continues_a_text(trained: Path) -> None:
     first = generate(trained, "--run", "branch-v1", "the plan")
     assert "exporting step 4" in first
     again = generate(trained, "--run", "branch-v1", "the plan")
-    assert "exporting" not in again  # it exists
+    assert "exporting" not in again  # the export exists
     written = [[line for line in output.splitlines() if "the plan" in line] for output in (first, again)]
     assert written[0][-1:] == written[1][-1:] != [], (first, again)  # the same seed
     assert len(again.strip()) > len("the plan")
@@ -93,7 +93,7 @@ def test_the_model_card_shows_how_to_use_it(trained: Path, tmp_path: Path, run: 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["generate", "  "], "the prompt is empty"),
         (["generate", "--run", "branch-v1", "plan " * 200], "positions for prompt and answer"),
@@ -104,8 +104,8 @@ def test_the_model_card_shows_how_to_use_it(trained: Path, tmp_path: Path, run: 
         (["chat", "--run", "branch-v1"], "has no chat template"),
     ],
 )
-def test_text_that_cannot_be_generated_is_refused(trained: Path, words: list[str], message: str) -> None:
-    outcome = lrpath(words[0], trained, *words[1:], "--device", "cpu")
+def test_text_that_cannot_be_generated_is_refused(trained: Path, argv: list[str], message: str) -> None:
+    outcome = lrpath(argv[0], trained, *argv[1:], "--device", "cpu")
     assert outcome.status == [2], outcome.output
     assert message in outcome.output
 
@@ -122,8 +122,8 @@ def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
 
 
 def test_a_conversation_continues_and_restarts(trained: Path) -> None:
-    words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
-    outcome = lrpath(*words, stdin="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
+    argv = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
+    outcome = lrpath(*argv, stdin="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
     lines = outcome.output.splitlines()
     assert "sft-v1: /new starts a new conversation, Ctrl-D ends" in outcome.output
     begin = next(number for number, line in enumerate(lines) if "/new starts a new conversation" in line)
@@ -134,15 +134,15 @@ def test_a_conversation_continues_and_restarts(trained: Path) -> None:
 
 
 def completions(plan: Path) -> dict[str, Any]:
-    """What the evaluation of the version left."""
+    """Return the completions that the evaluation of the version wrote."""
     found: dict[str, Any] = json.loads(run_folder(plan, "branch-v1").completions.read_text())
     return found
 
 
 def evaluate(plan: Path, nproc: int = 1, *extra: str) -> None:
-    """The worker that `lrpath eval` starts."""
-    words = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1", *extra]
-    launch("megatron_lrpath.evaluate.worker:main", words, nproc).ok()
+    """Run the worker that `lrpath eval` starts."""
+    argv = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1", *extra]
+    launch("megatron_lrpath.evaluate.worker:main", argv, nproc).ok()
 
 
 def test_an_evaluation_leaves_completions_that_the_report_shows(trained: Path) -> None:
@@ -160,7 +160,7 @@ def test_an_evaluation_leaves_completions_that_the_report_shows(trained: Path) -
     greedy = generate(trained, "--run", "branch-v1", "--temperature", 0, "the plan")
     written = completions_of(loaded.folder(loaded.run("ours", "branch-v1")), 4)[0].text
     assert written
-    assert written[:5] in greedy  # transformers, of the exported model, writes the same
+    assert written[:5] in greedy  # transformers writes the same with the exported model
     page, text = report_of(loaded)
     assert "What the models write" in page
     assert "the plan" in text
@@ -176,7 +176,7 @@ def test_two_ranks_write_the_same(trained: Path, layout: str) -> None:
 
 
 def report_of(plan: Plan) -> tuple[str, str]:
-    """The report's page and its Markdown."""
+    """Return the report's page and its Markdown."""
     folder = Path(plan.output) / "report"
     page = write_report(make_report(plan, datetime(2026, 11, 23, tzinfo=UTC)), folder)
     return page.read_text(), (folder / "report.md").read_text()

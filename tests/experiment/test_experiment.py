@@ -1,4 +1,4 @@
-"""Experiments: a file becomes plans, what they share is one training, and the table has the paper's form."""
+"""Experiments: a file becomes plans, shared runs are trained once, and the table has the paper's form."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILES = sorted(path for path in PAPER.rglob("*.yaml") if is_experiment(path))
 
 
 def experiment(folder: Path, **keys: Any) -> Experiment:
-    """An experiment on the valid plan with these keys."""
+    """Return an experiment on the valid plan with these keys."""
     (folder / "base.yaml").write_text(SOUND)
     path = folder / "experiment.yaml"
     given = {"name": "try", "plan": "base.yaml", "output": str(folder / "out")} | keys
@@ -170,7 +170,7 @@ def test_the_written_plans_are_the_plans(tmp_path: Path) -> None:
 
 
 def fake_command(tasks: Sequence[PointTask]) -> Callable[[Task], Sequence[str]]:
-    """The command of a run that only pretends to train."""
+    """Return a function that returns the command of a pretended training."""
     folders = {task.key: task.folder for task in tasks}
 
     def command_for(task: Task) -> list[str]:
@@ -206,7 +206,7 @@ def test_what_is_shared_is_trained_once_and_linked(
 
 
 def evaluate(made: Experiment, group: str, perplexities: Sequence[float]) -> None:
-    """Results of the branch of v2, one for each seed."""
+    """Write results of the branch of v2, one for each seed."""
     for point, perplexity in zip(made.of(group), perplexities, strict=True):
         folder = point.plan.folder(point.plan.run("ours", "branch-v2"))
         folder.mkdir(parents=True)

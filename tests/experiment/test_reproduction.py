@@ -1,4 +1,4 @@
-"""The reproduction's statistics, its validation on whole documents, and its tables as they are in the documents."""
+"""The reproduction's statistics, its validation on whole documents, and its tables in the documents."""
 
 from __future__ import annotations
 

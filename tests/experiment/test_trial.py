@@ -1,4 +1,4 @@
-"""Probes and auditions: what they train, from which checkpoint, on which text, and what they leave alone."""
+"""Probes and auditions: their trainings, checkpoint and text, and that they change nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ AUDITION = ["--slices", "v4", "v4-half", "--replay", "0", "0.25", "--steps", "4"
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions of 8 steps, the main path trained to step 20 with checkpoints at 4, 8, 12, 16 and 20; new text."""
+    """Return a plan of three versions of 8 steps, with new text.
+
+    The main path is trained to step 20, with checkpoints at 4, 8, 12, 16 and 20.
+    """
     folder = tmp_path_factory.mktemp("trial")
     path = make_plan(folder, (8, 8, 8), branch_mix={"slices": {"v4": 0.25}}, prompts=["1 2"])
     generator = np.random.default_rng(3)
@@ -48,7 +51,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> dict[str, int]:
-    """The files below a folder and when they were written."""
+    """Return the files below a folder and when they were written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -148,7 +151,7 @@ def test_the_command_prints_the_cost_trains_the_experiment_and_prints_json(
     assert not submit or args.settings == Path("site.ini")
     if not submit:
         out = capfd.readouterr()
-        facts = json.loads(out.out)  # stdout holds nothing else
+        facts = json.loads(out.out)  # stdout has no other output
         assert "training" in out.err
         assert facts["missing"] == 8
         assert facts["total_steps"] == 32
@@ -156,7 +159,7 @@ def test_the_command_prints_the_cost_trains_the_experiment_and_prints_json(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["audition", "--slices", "v3"], "--slices v3: read by the main path before step 20"),
         (["audition", "--slices", "v9"], "v9.slice: there is no such slice"),
@@ -169,10 +172,10 @@ def test_the_command_prints_the_cost_trains_the_experiment_and_prints_json(
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_is_written(
-    plan: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    plan: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(Path(load_plan(plan).output).rglob("*"))
-    assert main([words[0], str(plan), *words[1:]]) == 2
+    assert main([argv[0], str(plan), *argv[1:]]) == 2
     assert said in capsys.readouterr().err
     assert sorted(Path(load_plan(plan).output).rglob("*")) == before
 

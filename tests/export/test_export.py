@@ -1,4 +1,4 @@
-"""Export: any layout gives the same folder, memory stays small, what cannot be exported is refused whole."""
+"""Export: any layout gives the same folder, memory stays small, what cannot be exported is refused."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SMALL = Architecture("llama", 2, 32, 48, 4, 2, 8, 101, 64, 10000.0, 1e-5, tied=F
 
 
 def run_commands(*commands: list[str]) -> Any:
-    """`lrpath` in a forked process."""
+    """Run `lrpath` commands in a forked process."""
     return launch("tests.support.export_worker:commands", [json.dumps(command) for command in commands])
 
 
 def save_model(
     folder: Path, model: Architecture, dtype: torch.dtype = torch.float32, padding: int = 27
 ) -> Path:
-    """A checkpoint of random values, written without Megatron; its step's folder."""
+    """Write a checkpoint of random values without Megatron; return its step's folder."""
     slots = []
     for source in tensor_mappings(model):
         padded = source.layer is None and len(source.shape) == 2
@@ -95,7 +95,7 @@ def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None
 
 
 def plan_folder(path: Path, run: str) -> Path:
-    """The checkpoints of a run."""
+    """Return the folder of a run's checkpoints."""
     plan = load_plan(path)
     return plan.folder(plan.run("ours", run)) / "checkpoints"
 
@@ -105,8 +105,8 @@ def test_memory_stays_at_a_few_tensors(tmp_path: Path) -> None:
     step = save_model(tmp_path, big)
     total = sum(path.stat().st_size for path in step.iterdir())
     largest = 2 * 2048 * 512 * 4  # gate and up together
-    words = [str(step), str(tmp_path / "hf"), str(tmp_path / "back")]
-    launch("tests.support.export_worker:peak_growth", words).ok()
+    argv = [str(step), str(tmp_path / "hf"), str(tmp_path / "back")]
+    launch("tests.support.export_worker:peak_growth", argv).ok()
     for growth in json.loads((tmp_path / "growth.json").read_text()):
         assert growth < 6 * largest < total / 4, (growth, total)
 

@@ -1,4 +1,4 @@
-"""Exported models compute what Megatron's do: every recipe's configuration, real text, real transformers."""
+"""Exported models have Megatron's logits: every recipe's configuration, real text, real transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCABULARY = 403  # odd, so that Megatron pads it
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model trained on real text."""
+    """Return a SentencePiece model trained on real text."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -42,7 +42,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reduced(recipe: str) -> dict[str, Any]:
-    """The recipe with one layer and a quarter of heads and widths: same width of a head, same ratios."""
+    """Return the recipe with one layer and a quarter of heads and widths: same head width, same ratios."""
     arguments = dict(RECIPES[recipe].arguments)
     for name in ("hidden_size", "ffn_hidden_size", "num_attention_heads"):
         arguments[name] //= 4
@@ -70,8 +70,8 @@ def test_logits_equal_megatrons(name: str, tmp_path: Path, tokenizer: Path) -> N
     )
     ids = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)).encode(TEXT)
     tokens = [ids[:128], ids[128:256]]
-    words = [str(tmp_path), json.dumps(tokens), *run_words(plan, "ours", "main")]
-    launch("tests.support.export_worker:save_and_export", words).ok()
+    argv = [str(tmp_path), json.dumps(tokens), *run_words(plan, "ours", "main")]
+    launch("tests.support.export_worker:save_and_export", argv).ok()
     ours = torch.load(tmp_path / "logits.pt")
     model = transformers_model(tmp_path / "hf")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Exported tokenizers give the ids of the original, on nasty text, offline."""
+"""Exported tokenizers return the ids of the original, on difficult text, offline."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
-    """The original and the exported tokenizer of each kind, the latter as transformers loads it."""
+    """Return the original and the exported tokenizer of each kind, the latter as transformers loads it."""
     return {name: export(tmp_path_factory.mktemp(name), options) for name, options in KINDS.items()}
 
 
 def export(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Train, export, load both."""
+    """Train a tokenizer and export it; return both."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES),

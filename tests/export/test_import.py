@@ -1,4 +1,4 @@
-"""Import: the way back is bit-exact, real trainings start from it at any layout, only data is read."""
+"""Import: the way back is bit-exact, real trainings start from it at any layout, only data are read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZES = {
 
 
 def hugging_face_model(folder: Path, kind: str, **changes: Any) -> Path:
-    """A random model of transformers' own, every parameter random, saved in several files."""
+    """Save a model of transformers, with every parameter random, in several files; return its folder."""
     import torch
     import transformers
 
@@ -50,24 +50,24 @@ def hugging_face_model(folder: Path, kind: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 model with tied embeddings, as transformers saves it."""
+    """Return a Qwen2 model with tied embeddings, as transformers saves it."""
     return hugging_face_model(tmp_path_factory.mktemp("qwen") / "hf", "qwen2", tie_word_embeddings=True)
 
 
-def export(source: Path, target: Path, *words: str) -> list[str]:
-    """The words of `lrpath export`, as JSON for the forked process."""
-    return [json.dumps(["export", str(source), "--output", str(target), *words])]
+def export(source: Path, target: Path, *argv: str) -> list[str]:
+    """Return the arguments of `lrpath export`, as JSON for the forked process."""
+    return [json.dumps(["export", str(source), "--output", str(target), *argv])]
 
 
 def there_and_back(steps: dict[str, Path], tmp_path: Path, first: int) -> None:
-    """Import each folder to NAME-`first`, export that to NAME-`first + 1`."""
-    words = []
+    """Import each folder to NAME-`first` and export it to NAME-`first + 1`."""
+    argv = []
     for name, source in steps.items():
         import_folder(source, tmp_path / f"{name}-{first}")
-        words += export(
+        argv += export(
             tmp_path / f"{name}-{first}", tmp_path / f"{name}-{first + 1}", "--max-shard-size", "20KB"
         )
-    launch("tests.support.export_worker:commands", words).ok()
+    launch("tests.support.export_worker:commands", argv).ok()
 
 
 def test_there_and_back_is_bit_exact(tmp_path: Path, qwen: Path) -> None:
@@ -111,10 +111,10 @@ def test_end_tokens_and_settings_go_through_trainings(tmp_path: Path) -> None:
     tokenizer = {"type": "NullTokenizer", "vocab_size": VOCABULARY}
     plan = make_plan(tmp_path, (4, 4), model=lines["model"], megatron=lines["megatron"], tokenizer=tokenizer)
     train(run_words(plan, "ours", "main")).ok()
-    shutil.rmtree(tmp_path / "imported")  # from here on the checkpoints are all that is needed
+    shutil.rmtree(tmp_path / "imported")  # from here on only the checkpoints are needed
     train(run_words(plan, "ours", "branch-v1")).ok()
-    words = export(plan, tmp_path / "hf", "--run", "branch-v1")
-    launch("tests.support.export_worker:commands", words).ok()
+    argv = export(plan, tmp_path / "hf", "--run", "branch-v1")
+    launch("tests.support.export_worker:commands", argv).ok()
     config = json.loads((tmp_path / "hf/config.json").read_text())
     kept = {name: config.get(name) for name in OUTSIDE}
     assert kept == OUTSIDE | {"_name_or_path": None, "auto_map": None}
@@ -199,11 +199,11 @@ def test_trainings_start_from_it_at_any_layout(layout: str, kind: str, tmp_path:
     lines = yaml.safe_load((tmp_path / "imported/plan.yaml").read_text())
     tokenizer = {"type": "NullTokenizer", "vocab_size": VOCABULARY}
     plan = make_plan(tmp_path, model=lines["model"], megatron=lines["megatron"], tokenizer=tokenizer)
-    # The first step of a warm-up has the rate 0, so what it saves is what was loaded.
+    # The first step of a warm-up has the rate 0, so it saves the loaded state.
     once = ["--save-interval", "1", "--exit-interval", "1", *([layout, "2"] if layout else [])]
     train(run_words(plan, "ours", "main", *once), nproc=2 if layout else 1)
-    words = export(plan, tmp_path / "hf", "--run", "main", "--step", "1")
-    launch("tests.support.export_worker:commands", words).ok()
+    argv = export(plan, tmp_path / "hf", "--run", "main", "--step", "1")
+    launch("tests.support.export_worker:commands", argv).ok()
     assert weights(tmp_path / "hf") == weights(source)
 
 

@@ -1,6 +1,6 @@
-"""Makes the golden pairs by running Megatron-LM's own tool: `make.py CHECKOUT_OF_MEGATRON_LM [CASE…]`.
+"""Make the golden pairs by running Megatron-LM's own tool: `make.py CHECKOUT_OF_MEGATRON_LM [CASE…]`.
 
-The stored ones were made with core_v0.19.0. Inputs and tokenizers are only made where they are missing.
+The stored pairs were made with core_v0.19.0. Inputs and tokenizers are only made if they are missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PARAGRAPHS = [
 
 
 def texts() -> list[str]:
-    """Documents of every kind, short ones and a very long one."""
+    """Return documents of every kind: short ones and a very long one."""
     joined = ["\n".join(PARAGRAPHS), " ".join(reversed(PARAGRAPHS)), "".join(PARAGRAPHS) * 3]
     mixed = [
         PARAGRAPHS[i % 11] + sep + PARAGRAPHS[i * 7 % 11] for i, sep in enumerate(["", " ", "\n", "  "] * 8)
@@ -55,14 +55,14 @@ def texts() -> list[str]:
 
 
 def write_lines(name: str, documents: list[dict[str, object]]) -> None:
-    """JSON lines, every other one with escapes instead of UTF-8."""
+    """Write JSON lines, every other one with escapes instead of UTF-8."""
     with (HERE / name).open("w", encoding="utf-8", newline="\n") as out:
         for number, document in enumerate(documents):
             out.write(json.dumps(document, ensure_ascii=number % 2 == 0) + "\n")
 
 
 def make_inputs() -> None:
-    """The input files."""
+    """Write the input files."""
     titled = [{"id": i, "title": f"Title {i}", "text": text} for i, text in enumerate(texts())]
     write_lines("texts.jsonl", [dict(one) for one in titled])
     write_lines("lists.jsonl", [{"text": text.split(". ")} for text in texts()[:12]] + [{"text": ["", "a"]}])
@@ -73,7 +73,7 @@ def make_inputs() -> None:
 
 
 def make_tokenizers() -> None:
-    """Two SentencePiece models (lossless, and normalizing) and a Hugging Face byte-level BPE."""
+    """Make two SentencePiece models (lossless, and normalizing) and a Hugging Face byte-level BPE."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     root = HERE.parents[1]
@@ -98,7 +98,7 @@ def make_tokenizers() -> None:
 
 
 def main() -> int:
-    """Make what is missing, then the pairs."""
+    """Make missing inputs and tokenizers, then the pairs."""
     if not (HERE / "texts.jsonl").exists():
         make_inputs()
     if not (HERE / "sp.model").exists():

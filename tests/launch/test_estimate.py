@@ -1,4 +1,4 @@
-"""What the rest of a plan takes: computed before anything is measured, at the measured pace from then on."""
+"""Estimated time of the rest of a plan: by formula before a measurement, then at the measured pace."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ RECIPE = "1.2b"
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """Two versions of 60 steps, alpha 0.6, on a small model."""
+    """Return a plan of two versions of 60 steps, alpha 0.6, on a small model."""
     return write_plan(tmp_path, versions=2)
 
 
 def of_recipe(plan: Plan) -> Plan:
-    """The same plan with a recipe that has a layout."""
+    """Return the same plan with a recipe that has a layout."""
     text = plan.path.read_text().replace("model: tiny", f"model: {RECIPE}")
     plan.path.write_text(
         text.replace("global_batch_size: 32", "global_batch_size: 512").replace(
@@ -34,7 +34,7 @@ def of_recipe(plan: Plan) -> Plan:
 
 
 def train(plan: Plan, name: str, seconds: float, processes: int, mfu: float | None = None) -> None:
-    """A complete run at that pace."""
+    """Write a complete run at that pace."""
     run = plan.run("ptfs" if name.startswith("scratch") else "ours", name)
     rows = [
         {"step": step, "loss": 3.0, "seconds": seconds, **({"mfu": mfu} if mfu else {})}
@@ -113,7 +113,7 @@ def test_the_report_shows_what_was_spent_and_what_is_left(plan: Plan) -> None:
 
 def test_a_submission_prints_it_at_the_measured_pace(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     train(plan, "scratch-v1", 100.0, 2, 0.4)
-    words = [
+    argv = [
         "submit",
         str(plan.path),
         "--paradigm",
@@ -124,12 +124,12 @@ def test_a_submission_prints_it_at_the_measured_pace(plan: Plan, capsys: pytest.
         "8",
         "--dry-run",
     ]
-    main(words)
+    main(argv)
     said = capsys.readouterr().out
     assert "made-up: 156 steps left to train, 1.28M tokens" in said
     assert "8.7 GPU hours (3 h 20 min when no job waits)" in said
     assert "at 100 s a step, as ptfs/scratch-v1 was trained on 2 GPUs" in said
     assert "H100" not in said
-    main([*words, "--json"])
+    main([*argv, "--json"])
     (cost,) = json.loads(capsys.readouterr().out)["cost"]
     assert (cost["wall_seconds"], cost["pace"]["unit"]) == ({"measured": 12000.0}, "GPU")

@@ -1,4 +1,4 @@
-"""The order of runs and the time left, over plans of all kinds."""
+"""The order of runs and the remaining time, over plans of all kinds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_run_brings_its_ancestors_and_nothing_else(plans):
 def test_the_longest_chain_goes_first(plans):
     tasks = build_tasks(plans[4], PARADIGMS)
     lengths = chains(tasks, beginning(tasks))
-    # main to the last branch point and that branch; CPT's whole chain; PTFS's last run: 4T each
+    # main to the last branch point and this branch; CPT's whole chain; PTFS's last run: 4T each
     assert lengths["ours/main"] == lengths["ptfs/scratch-v1"] == lengths["ptfs/scratch-v4"] == 40
     assert lengths["ptfs/scratch-v2"] == 20
     first = next_task(tasks, beginning(tasks), lambda task: task.parent is None)

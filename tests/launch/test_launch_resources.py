@@ -1,4 +1,4 @@
-"""The machine is shared out among runs: processes, threads, GPUs."""
+"""The machine is divided among runs: processes, threads, GPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan(tmp_path):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """16 cores, room for many runs, no GPU."""
+    """Pretend 16 cores, memory for many runs, and no GPU."""
     monkeypatch.setattr(resources, "cores", lambda: 16)
     monkeypatch.setattr(resources, "_memory_places", lambda nproc: 100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,4 +1,4 @@
-"""`lrpath run` with a stand-in for training: order, resume, failure, the end of everything it started."""
+"""`lrpath run` with a stand-in for training: order, resume, failure, the end of all its processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start(plan: Plan, jobs: int = 2, **environment: str) -> subprocess.Popen[str
 
 
 def starts(plan: Plan, key: str) -> list[tuple[float, dict[str, str]]]:
-    """When the run's process was started, and its environment, once for each start."""
+    """Return the time and the environment of each start of the run's process."""
     lines = (Path(plan.output) / key / "started").read_text().splitlines()
     return [(float(line.split(" ", 1)[0]), json.loads(line.split(" ", 1)[1])) for line in lines]
 
@@ -67,7 +67,7 @@ def gone(pids: list[int]) -> bool:
 
 
 def hanging(plan: Plan, key: str) -> list[int]:
-    """Process ids of a hanging run and its worker, once they exist."""
+    """Return the process ids of a hanging run and its worker, once they exist."""
     path = Path(plan.output) / key / "pids"
     until(lambda: path.is_file() and len(path.read_text().split()) == 2)
     return [int(pid) for pid in path.read_text().split()]
@@ -98,7 +98,7 @@ def test_a_branch_starts_while_the_main_path_trains_on(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_UNTIL_main", f"20:{plan.output}/ours/branch-v1/result.json")
     assert run(plan, paradigms=("ours",))[0] == 0
     main_done = (Path(plan.output) / "ours/main/result.json").stat().st_mtime
-    assert starts(plan, "ours/branch-v3")[0][0] > main_done  # its branch point is where the main path ends
+    assert starts(plan, "ours/branch-v3")[0][0] > main_done  # its branch point is the end of the main path
 
 
 def test_with_one_job_runs_go_one_after_the_other(tmp_path):
@@ -173,7 +173,7 @@ def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, m
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_and_the_next_call_resumes(tmp_path, number):
     plan = write_plan(tmp_path, 1)
-    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and rightly
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, as intended
     try:
         process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
     finally:
@@ -209,7 +209,7 @@ def test_nothing_outlives_a_killed_runner_and_its_locks_are_free(tmp_path, mode)
     pids = hanging(plan, "ours/main")
     process.kill()
     process.communicate()
-    assert run(plan)[0] == 0  # at once: waits for the old processes of the run to be gone
+    assert run(plan)[0] == 0  # immediately: waits until the old processes of the run have ended
     assert gone(pids)
 
 
@@ -222,7 +222,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
     assert process.returncode == 1
     assert "ours/main failed at step 4 of 5: its supervising process was killed by signal 9" in shown
     assert gone(pids[:1] + others)
-    psutil.Process(pids[1]).kill()  # a worker in a session of its own: torchrun would have ended it
+    psutil.Process(pids[1]).kill()  # a worker in its own session: torchrun would have ended it
 
 
 def test_a_second_call_on_the_same_output_is_refused_with_the_owner(tmp_path):
@@ -293,8 +293,8 @@ def test_what_is_trained_and_not_evaluated_is_evaluated_at_the_end(tmp_path):
     assert run(plan)[0] == 0
     command = evaluation(plan, extra=("--seed", "3"))
     assert command is not None
-    words = ["--paradigm", "all", "--nproc", "2", "--device", "cpu", "--", "--seed", "3"]
-    assert command == ["eval", str(plan.path), *words]
+    argv = ["--paradigm", "all", "--nproc", "2", "--device", "cpu", "--", "--seed", "3"]
+    assert command == ["eval", str(plan.path), *argv]
     for key in ("ours/branch-v1", "ptfs/scratch-v1"):
         (Path(plan.output) / key / "eval.json").write_text('{"step": 10, "perplexity": 9.0}')
     assert evaluation(plan) is None
@@ -311,7 +311,7 @@ def test_the_evaluations_exit_status_is_the_commands(tmp_path, monkeypatch):
 def test_an_output_on_a_full_disk_ends_no_run(tmp_path):
     plan = write_plan(tmp_path, versions=2)
     options = Options(jobs=2, device="cpu", evaluate=False, grace=3.0)
-    # Unbuffered, so that every line meets the full disk, and nothing is left to fail when the file is closed.
+    # Unbuffered, so that every line fails on the full disk, and nothing is left to fail at the close.
     with io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True) as full:
         display = PlainDisplay(Console(file=full, width=200))
         assert carry_out(plan, options, fake_command(plan, 0.005), display) == 0
@@ -321,11 +321,11 @@ def test_a_run_that_a_full_disk_keeps_from_starting_waits_for_room(tmp_path, mon
     plan = write_plan(tmp_path, versions=2)
     start_process, refused = RunProcess.start.__func__, []
 
-    def refuse_the_second_once(cls, task, *words, **options):
+    def refuse_the_second_once(cls, task, *args, **options):
         if (plan.path.parent / "out/ours/main/started").exists() and not refused:
             refused.append(task.key)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(task.folder / "logs"))
-        return start_process(cls, task, *words, **options)
+        return start_process(cls, task, *args, **options)
 
     monkeypatch.setattr(RunProcess, "start", classmethod(refuse_the_second_once))
     status, text = run(plan, pace=0.05)

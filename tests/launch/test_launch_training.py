@@ -1,4 +1,4 @@
-"""`lrpath run` with the real training: torchrun, Megatron, and what they leave on disk."""
+"""`lrpath run` with the real training: torchrun, Megatron, and the files that they write."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.support import ROOT
 from tests.support.training_fixtures import history, lrpath, make_plan
 
 
-def cold(*words: str) -> subprocess.CompletedProcess[str]:
-    """Call the command as a user does, with one thread a process."""
+def cold(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Call the command as a user does, with one thread per process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "megatron_lrpath.cli", *words]
+    command = [sys.executable, "-m", "megatron_lrpath.cli", *argv]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
 
 
 @pytest.mark.slow
 def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
     plan = make_plan(tmp_path, (8,))
-    words = ("run", str(plan), "--paradigm", "ours", "--device", "cpu", "--no-evaluate")
-    answer = cold(*words)
+    argv = ("run", str(plan), "--paradigm", "ours", "--device", "cpu", "--no-evaluate")
+    answer = cold(*argv)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     folder = tmp_path / "runs/ours"
     assert [row["step"] for row in history(folder / "main")] == [1, 2, 3, 4]
@@ -33,7 +33,7 @@ def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
     assert "ours/branch-v1: complete at step 8" in answer.stdout
     assert "Warning" not in answer.stdout + answer.stderr
     assert len(answer.stdout.splitlines()) < 40
-    again = cold(*words)
+    again = cold(*argv)
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing to do: 2 runs" in again.stdout
 

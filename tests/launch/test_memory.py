@@ -1,4 +1,4 @@
-"""Predicted memory: Megatron's formulas, the layout that follows for each GPU, and the command that prints it."""
+"""Predicted memory: Megatron's formulas, the layout for each GPU, and the command that prints it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paper(size: str) -> Plan:
 
 
 def megatrons_arguments(plan: Plan, sizes: Sizes) -> Namespace:
-    """What Megatron's formulas read of its arguments."""
+    """Return the arguments that Megatron's formulas read."""
     model = resolve_model(plan.model)
     heads = int(model["num_attention_heads"])
     given: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""An experiment through the real sbatch: several plans as one graph, what they share trained once."""
+"""An experiment through the real sbatch: several plans as one graph, shared runs trained once."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def site(tmp_path):
     made.cluster.empty()
 
 
-def submit(site: Site, *words: str, **variables: str) -> dict[str, dict]:
-    """`lrpath submit` of the experiment: its jobs by key."""
-    answer = site.lrpath("submit", "experiment.yaml", "--json", *site.options, *words, **variables)
+def submit(site: Site, *argv: str, **variables: str) -> dict[str, dict]:
+    """Run `lrpath submit` on the experiment; return its jobs by key."""
+    answer = site.lrpath("submit", "experiment.yaml", "--json", *site.options, *argv, **variables)
     assert answer.returncode == 0, answer.stderr
     return {job["key"]: job for job in json.loads(answer.stdout)["jobs"]}
 
 
 def status(site: Site) -> dict[str, dict]:
-    """`lrpath status` of the experiment: its rows by key."""
+    """Return the rows of `lrpath status` of the experiment, by key."""
     answer = site.lrpath("status", "experiment.yaml", "--json")
     assert answer.returncode == 0, answer.stderr
     return {row["key"]: row for row in json.loads(answer.stdout)["runs"]}

@@ -1,4 +1,4 @@
-"""Jobs through the real sbatch, the training replaced by a stand-in: order, requeueing, failures, appended versions."""
+"""Jobs through the real sbatch with a stand-in for training: order, requeueing, failures, new versions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_plan_is_carried_out_once_and_grows(tmp_path):
     site.write_plan(10, 60, 10)
     jobs = site.submit(FAKE_main="hold:20")
     assert [job["action"] for job in jobs.values()] == ["submit"] * 8
-    # the first branch is trained while the main path is under way, each on nodes of its own
+    # the first branch is trained while the main path runs, each on its own nodes
     site.finish(jobs["ours/branch-v1"]["job"])
     site.go_on("ours/main")
     site.finish(jobs["report"]["job"], 90)
@@ -51,7 +51,7 @@ def test_a_plan_is_carried_out_once_and_grows(tmp_path):
 
 
 def check_ranks(site: Site) -> None:
-    """Every rank of the first start has its place, one address and port, and a log."""
+    """Check that every rank of the first start has its place, one address and port, and a log."""
     starts = sorted(site.starts("ours/main"), key=lambda start: start["rank"])
     assert [start["rank"] for start in starts] == [0, 1, 2, 3]
     assert {start["world"] for start in starts} == {"4"}
@@ -85,7 +85,7 @@ def test_before_the_time_limit_it_saves_requeues_itself_and_resumes(site):
     assert first == 0
     saved = site.run_folder("ours/main") / "checkpoints/latest_checkpointed_iteration.txt"
     assert again == int(saved.read_text())
-    assert again in (23, 24)  # it waits in step 24; the signal may still find it at the end of step 23
+    assert again in (23, 24)  # it waits in step 24; the signal may arrive at the end of step 23
     status = site.status()["ours/main"]
     assert (status["state"], status["job"]["number"], status["job"]["starts"]) == ("running", main, 2)
     site.go_on("ours/main")
@@ -113,7 +113,7 @@ def test_the_same_step_failing_twice_stops_the_chain_with_the_reason(site):
     assert site.cluster.job(main)["Restarts"] == "1"
     reason = "failed twice at step 12: rank 0: RuntimeError: the loss is not finite"
     assert reason in site.cluster.call("squeue", "-h", "-t", "all", "-j", str(main), "-o", "%k")
-    # branch 1 had its checkpoint and runs; jobs that cannot run are held, with a comment
+    # branch 1 has its checkpoint and runs; jobs that cannot run are held, with a comment
     site.finish(jobs["eval/ours/branch-v1"]["job"])
     for key in ("ours/branch-v2", "ours/branch-v3", "eval/ours/branch-v2", "eval/ours/branch-v3"):
         held = site.cluster.job(jobs[key]["job"])
@@ -144,7 +144,7 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     assert site.cluster.job(jobs["eval/ours/branch-v1"]["job"])["Priority"] == "0"
     cause = "the slice v9 is damaged; draw it again; fix the cause, then `lrpath submit` again"
     assert site.status()["ours/branch-v1"]["cause"] == cause
-    site.finish(jobs["report"]["job"])  # it does not wait for what is held; a new one is submitted then
+    site.finish(jobs["report"]["job"])  # it does not wait for held jobs; a new one is submitted then
     again = site.submit()
     new = {key for key, job in again.items() if job["action"] not in ("done", "queued")}
     assert new == {"ours/branch-v1", "eval/ours/branch-v1", "report"}
@@ -183,12 +183,12 @@ def test_a_version_appended_while_the_main_path_runs_continues_it(site):
     assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 30]
     assert site.steps("ours/main") == list(range(1, 56))
     # a branch that was waiting reads the plan that was submitted last, as its parent does
-    words = site.starts("ours/branch-v3")[0]["words"]
-    assert len(load_plan(words[words.index("--plan") + 1]).versions) == 3
-    assert len({tuple(start["words"]) for start in site.starts("ours/branch-v2")}) == 1, (
+    argv = site.starts("ours/branch-v3")[0]["argv"]
+    assert len(load_plan(argv[argv.index("--plan") + 1]).versions) == 3
+    assert len({tuple(start["argv"]) for start in site.starts("ours/branch-v2")}) == 1, (
         "ranks with different plans"
     )
-    assert site.starts("ours/branch-v2")[0]["words"][1] == words[1]
+    assert site.starts("ours/branch-v2")[0]["argv"][1] == argv[1]
 
 
 def test_continual_pretraining_is_a_chain(site):
@@ -200,8 +200,8 @@ def test_continual_pretraining_is_a_chain(site):
     times = [site.starts(key)[0]["time"] for key in list(jobs)[:3]]
     assert times == sorted(times)
     assert (site.run_folder("cpt/continual-v1")).is_symlink()
-    words = site.starts("cpt/continual-v3")[0]["words"]
-    assert load_plan(Path(words[words.index("--plan") + 1])).schedule.max_lr == 2e-3
+    argv = site.starts("cpt/continual-v3")[0]["argv"]
+    assert load_plan(Path(argv[argv.index("--plan") + 1])).schedule.max_lr == 2e-3
     assert load_plan(site.folder / "runs/plan.yaml").schedule.max_lr == 2e-3
     done = [one["action"] for one in site.submit("--paradigm", "cpt", *override).values()]
     assert done[:3] == ["done"] * 3
@@ -250,7 +250,7 @@ def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     site.write_plan(40)
     jobs = site.submit(FAKE_main="hold:10")
     ledger = site.folder / "runs/slurm/jobs.json"
-    ledger.unlink()  # as if it had died right after sbatch
+    ledger.unlink()  # as if the command had been killed right after sbatch
     again = site.submit(FAKE_main="hold:10")
     assert again["ours/main"]["job"] != jobs["ours/main"]["job"]
     site.cluster.wait(jobs["ours/main"]["job"], "CANCELLED")
@@ -264,9 +264,9 @@ def test_a_script_submitted_by_hand_resumes_and_is_tracked(site):
     site.cluster.until(lambda: str(main) not in site.cluster.call("squeue", "-h", "-o", "%A").split())
     assert "the job was ended" in site.status()["ours/main"]["cause"]
     script = next((site.folder / "runs/slurm/scripts").glob("ours.main-*.sh"))
-    words = ["sbatch", "--parsable", str(script)]
+    argv = ["sbatch", "--parsable", str(script)]
     environment = site.cluster.environment | site.variables
-    by_hand = int(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    by_hand = int(subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout)
     again = site.submit()["ours/main"]
     assert (again["action"], again["job"]) == ("queued", by_hand) or again["action"] == "done"
     site.finish(by_hand)

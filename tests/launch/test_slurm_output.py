@@ -1,4 +1,4 @@
-"""An output folder is one plan's: another plan is refused before anything is written. Slurm is a dictionary here."""
+"""An output folder belongs to one plan: another plan is refused before any write (Slurm is a stand-in)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Slurm:
     def __init__(self) -> None:
         self.jobs: dict[int, commands.QueuedJob] = {}
 
-    def submit(self, words: list[str], script: Path) -> int:
+    def submit(self, argv: list[str], script: Path) -> int:
         number = len(self.jobs) + 1
         self.jobs[number] = commands.QueuedJob(number, "PENDING", "Priority", "0:00", "", str(script), "")
         return number
@@ -53,7 +53,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 
 def plan_file(folder: Path, *changes: tuple[str, str], versions: int = 2) -> Path:
-    """The small plan with these replacements."""
+    """Write the small plan with these replacements; return its path."""
     path = write_plan(folder, versions).path
     text = path.read_text()
     for old, new in changes:
@@ -71,7 +71,7 @@ def submission(path: Path, paradigm: str = "ours", settings: Settings | None = N
 
 def files(folder: Path) -> dict[str, str]:
     found = {str(path): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # has the last reader
+    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # changes with every reader
     return found
 
 
@@ -104,7 +104,7 @@ def test_a_plan_is_refused_where_another_has_trained(tmp_path, slurm):
     main = plan.run("ours", "main")
     plan.folder(main).mkdir(parents=True)
     write_lineage(plan.folder(main), json.loads(json.dumps(run_identity(plan, main))), None, 0, 1, None)
-    submission(plan_file(tmp_path, MODEL), "ptfs").look()  # nothing has been kept yet
+    submission(plan_file(tmp_path, MODEL), "ptfs").look()  # no checkpoint has been saved yet
     save(RunFolder(plan.folder(main)).checkpoints, 4)
     submission(plan_file(tmp_path)).look()
     with pytest.raises(UserError, match=r"ours/main was trained there under other settings \(model\.num_l"):
@@ -132,7 +132,7 @@ def test_a_corrected_plan_is_accepted_once_no_job_waits_for_the_old_one(tmp_path
     for key, number in numbers.items():
         if "branch-v1" in key:
             commands.cancel([number])
-        elif "branch-v2" in key:  # as a job holds what waits for it in vain
+        elif "branch-v2" in key:  # as a job holds jobs that can no longer start
             slurm.jobs[number] = replace(slurm.jobs[number], comment="lrpath: held: bad data")
     actions = {decision.job.key: decision.action for decision, _ in submission(mended).carry_out()}
     assert actions["ours/main"] == "extend"  # to a later branch point

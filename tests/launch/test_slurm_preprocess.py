@@ -1,4 +1,4 @@
-"""slurm/preprocess.sh through the real sbatch: shards in an array, merged; interrupted, called again; refusals."""
+"""slurm/preprocess.sh through the real sbatch: shards in an array, merged; interrupted, resumed; refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools import preprocess_shards
 
 
 def delivery(folder: Path) -> list[Path]:
-    """Files of different sizes."""
+    """Write files of different sizes; return their paths."""
     folder.mkdir(parents=True)
     counts = (40, 3, 25, 1, 30)
     texts = [[f"{number} {line} 7" for line in range(count)] for number, count in enumerate(counts)]
@@ -32,13 +32,13 @@ def test_files_are_shared_out_in_order_and_numbers_written_as_sbatch_takes_them(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["--overwrite"], "--overwrite does not go with shards"),
         (["--json-keys", "body"], "holds the shards of other files or arguments"),
     ],
 )
-def test_shards_of_other_files_or_arguments_are_refused(tmp_path, capsys, words, said):
+def test_shards_of_other_files_or_arguments_are_refused(tmp_path, capsys, argv, said):
     files = [str(path) for path in delivery(tmp_path / "raw")]
     given = [
         "prepare",
@@ -52,7 +52,7 @@ def test_shards_of_other_files_or_arguments_are_refused(tmp_path, capsys, words,
         *NULL,
     ]
     assert preprocess_shards.main(given) == 0
-    assert preprocess_shards.main([*given, *words]) == 2
+    assert preprocess_shards.main([*given, *argv]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -61,8 +61,8 @@ def test_an_array_writes_the_bytes_of_one_run_and_resumes(tmp_path):
     site = Site(cluster_or_skip(), tmp_path / "a site")
     delivery(site.folder / "raw")
     assert preprocess(site.folder / "raw/*.jsonl", site.folder / "whole", *NULL) == 0
-    words = ["bash", str(ROOT / "slurm/preprocess.sh"), "3", "--input", "raw/*.jsonl"]
-    words += ["--output-prefix", "data/web", *NULL]
+    argv = ["bash", str(ROOT / "slurm/preprocess.sh"), "3", "--input", "raw/*.jsonl"]
+    argv += ["--output-prefix", "data/web", *NULL]
     environment = site.cluster.environment | {"LRPATH_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     broken = site.folder / "raw/part 4.jsonl"
     text = broken.read_text()
@@ -70,7 +70,7 @@ def test_an_array_writes_the_bytes_of_one_run_and_resumes(tmp_path):
 
     def submit() -> list[int]:
         told = subprocess.run(
-            words, cwd=site.folder, env=environment, capture_output=True, text=True, timeout=240
+            argv, cwd=site.folder, env=environment, capture_output=True, text=True, timeout=240
         )
         assert told.returncode == 0, told.stderr
         return [int(line.split("job ")[1].split(";")[0]) for line in told.stdout.splitlines()]
@@ -93,12 +93,12 @@ def test_an_array_writes_the_bytes_of_one_run_and_resumes(tmp_path):
 
 def test_the_end_names_the_prefix_that_the_next_step_takes(tmp_path, monkeypatch, capsys):
     delivery(tmp_path / "raw")
-    words = [str(tmp_path / "raw/*.jsonl"), tmp_path / "web", *NULL]
-    assert preprocess(*words) == 0
+    argv = [str(tmp_path / "raw/*.jsonl"), tmp_path / "web", *NULL]
+    assert preprocess(*argv) == 0
     assert (
         f"next: python tools/slice_versions.py --source {tmp_path}/web_text_document"
         in capsys.readouterr().err
     )
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert preprocess(*words, "--overwrite") == 0
+    assert preprocess(*argv, "--overwrite") == 0
     assert "next:" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What srun starts for a rank: it ends as the rank has ended, and writes how; signals reach the rank once."""
+"""The process that srun starts for a rank: it ends like the rank, records how, and forwards signals once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLURM = {
 
 
 def start(folder: Path, end: str) -> subprocess.Popen[bytes]:
-    """Rank 1 of two, as srun starts it."""
+    """Start rank 1 of two, as srun does."""
     environment = os.environ | SLURM | {failure.VARIABLE: str(folder / "error.json"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "megatron_lrpath.launch.slurm.rank", str(folder)]
     return subprocess.Popen(
@@ -66,7 +66,7 @@ def test_a_rank_prints_into_its_own_log(tmp_path):
 
 
 def test_a_signal_for_what_srun_started_reaches_the_rank_once(tmp_path):
-    """Slurm's tracking by control groups signals nothing else."""
+    """Slurm's tracking by control groups signals no other process."""
     process = start(tmp_path, f"wait:{tmp_path / 'seen'}")
     until((tmp_path / "seen").exists, 60)
     process.send_signal(signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""Settings of a cluster, layouts and recipes: what is taken from where, and what is refused before anything starts."""
+"""Settings of a cluster, layouts and recipes: the source of each value, and refusals before any start."""
 
 from __future__ import annotations
 
@@ -153,10 +153,10 @@ def test_each_recipe_is_short_and_names_its_plan(paradigm, size):
 
 
 def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
-    words = ["bash", str(ROOT / "slurm/ours_3.1b.sh"), "--dry-run", "--json", "--account", "us"]
+    argv = ["bash", str(ROOT / "slurm/ours_3.1b.sh"), "--dry-run", "--json", "--account", "us"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
-    answer = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    answer = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert answer.returncode == 2  # the data are missing, which is printed below the jobs
     assert "no slice" in answer.stderr
     shown = json.loads(answer.stdout)
@@ -171,10 +171,8 @@ def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
     assert jobs["report"]["waits_for"] == [
         {"key": f"eval/ours/branch-v{number}", "step": None} for number in (1, 2, 3, 4)
     ]
-    words = jobs["ours/main"]["sbatch"]
-    assert {"--nodes=8", "--gpus-per-node=8", "--account=us", "--signal=B:USR2@300", "--requeue"} <= set(
-        words
-    )
+    argv = jobs["ours/main"]["sbatch"]
+    assert {"--nodes=8", "--gpus-per-node=8", "--account=us", "--signal=B:USR2@300", "--requeue"} <= set(argv)
 
 
 def test_data_and_output_are_taken_from_the_settings_without_another_word_of_the_plan(tmp_path):

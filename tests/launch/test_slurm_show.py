@@ -1,4 +1,4 @@
-"""What `lrpath status` shows of jobs: running and waiting ones of a training, evaluations, the reason of a stop."""
+"""Jobs in `lrpath status`: running and waiting ones of a training, evaluations, the reason of a stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def queued(number: int, state: str, reason: str = "None", comment: str = "") -> 
 
 
 def shown(plan: Plan, monkeypatch, capsys, *jobs: commands.QueuedJob) -> str:
-    """The table; lines in one."""
+    """Return the output of `lrpath status` with these jobs in the queue."""
     monkeypatch.setattr(commands, "queue", lambda: {job.number: job for job in jobs})
     assert main(["status", str(plan.path), "--paradigm", "ours"]) == 0
     return capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A signal at any moment of a job under a real Slurm: it saves or has nothing to save, is requeued, never fails.
+"""A signal at any moment of a job under a real Slurm: the job saves if it can, is requeued, and never fails.
 
 `LRPATH_SIGNALS` (12) is the number of moments, `LRPATH_SEED` (1) chooses them.
 """
@@ -26,14 +26,14 @@ LONGEST = 3.0  # seconds after the script's first line; by then the stand-in has
 
 
 def at_first_line(number: int, start: int) -> Callable[[], bool]:
-    """Whether the batch script of this start (0, 1, …) has set its trap: a signal before that, Slurm may drop."""
+    """Return a check that the script of this start (0, 1, …) traps signals; Slurm may drop earlier ones."""
     wanted = {f"SLURM_JOB_ID={number}"}
-    if start:  # Slurm leaves the variable out at the first start
+    if start:  # Slurm omits the variable at the first start
         wanted.add(f"SLURM_RESTART_COUNT={start}")
 
     def found() -> bool:
         for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended in the meantime
                 if b"slurm_script" not in (process / "cmdline").read_bytes():
                     continue
                 variables = set((process / "environ").read_text(errors="replace").split("\0"))
@@ -46,18 +46,18 @@ def at_first_line(number: int, start: int) -> Callable[[], bool]:
 
 
 def attempts(site: Site, number: int) -> list[dict]:
-    """How the starts of a job have ended."""
+    """Return the records of how the starts of a job ended."""
     file = site.folder / f"runs/slurm/attempts/{number}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def noted(site: Site, number: int, start: int) -> Callable[[], bool]:
-    """Whether the job has noted how this start (0, 1, …) ended."""
+    """Return a check that the job has recorded how this start (0, 1, …) ended."""
     return lambda: len(attempts(site, number)) > start
 
 
 def requeued(site: Site, number: int, start: int) -> Callable[[], bool]:
-    """Whether Slurm has counted a start after this one."""
+    """Return a check that Slurm has counted a start after this one."""
     return lambda: int(site.cluster.job(number)["Restarts"]) > start
 
 

@@ -1,4 +1,4 @@
-"""Real trainings through the real sbatch, on two nodes: disturbed in every way, and bit-equal to undisturbed ones."""
+"""Real trainings through the real sbatch, on two nodes: disturbed ones end bit-equal to undisturbed ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"save_interval": 30}
 
 
 def real_site(folder: Path, versions: tuple[int, ...], pace: str, *options: str) -> Site:
-    """A tiny plan in `folder`, trained for real on the cluster's two nodes."""
+    """Return a site with a tiny plan in `folder`, trained for real on the cluster's two nodes."""
     cluster = cluster_or_skip()
     folder.mkdir()
     make_plan(folder, versions, output=str(folder / "runs"), megatron=SETTINGS)
@@ -34,7 +34,7 @@ def real_site(folder: Path, versions: tuple[int, ...], pace: str, *options: str)
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
-    """A run that its time limit of three minutes interrupts; it continues in the background."""
+    """Return the site and jobs of a run that its time limit of three minutes interrupts and requeues."""
     options = ("--paradigm", "ptfs", "--nodes", "1", "--preflight", "no")
     options += ("--time", "3", "--signal-seconds", "1")
     site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "1", *options)
@@ -43,7 +43,7 @@ def limited(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory, limited):
-    """A plan of three versions, disturbed; then a fourth version. What was seen on the way, with the site."""
+    """Return the site of a disturbed plan of three versions and a fourth, and the observations on the way."""
     options = ("--paradigm", "ours", "--nodes", "2")
     site = real_site(tmp_path_factory.mktemp("disturbed") / "a b'c", VERSIONS, "0.2", *options)
     seen: dict[str, object] = {"first": site.submit("--preflight", "no")}
@@ -52,7 +52,7 @@ def disturbed(tmp_path_factory, limited):
     main = site.run_folder("ours/main")
     site.cluster.until(lambda: len(json.loads((main / "lineage.json").read_text())["starts"]) == 2, 120)
     site.cluster.until(lambda: site.steps("ours/main")[-1] > 60, 120)
-    slice_file = site.folder / "data/slices/v2.slice"  # which the main path has open by now
+    slice_file = site.folder / "data/slices/v2.slice"  # the main path has opened it by now
     good = slice_file.read_bytes()
     slice_file.write_bytes(good[: len(good) // 2])
     site.cluster.wait(seen["first"]["ours/branch-v2"]["job"], "FAILED", seconds=180)
@@ -67,7 +67,7 @@ def disturbed(tmp_path_factory, limited):
 
 
 def kill_rank(job: int, rank: int) -> None:
-    """SIGKILL for a rank of a job."""
+    """Kill a rank of a job with SIGKILL."""
     wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -80,7 +80,7 @@ def kill_rank(job: int, rank: int) -> None:
 
 
 def reference(site: Site, folder: Path, paradigm: str, runs: list[str], nproc: int) -> list[Path]:
-    """The same runs without a cluster and undisturbed: their last checkpoints, then the site's."""
+    """Train the same runs without a cluster, undisturbed; return their last checkpoints, then the site's."""
     plan = yaml.safe_load(site.plan.read_text()) | {"output": str(folder / "runs")}
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan))

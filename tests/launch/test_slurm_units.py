@@ -1,4 +1,4 @@
-"""What decides about jobs, without a cluster: how starts are judged, causes, rendezvous, pre-flight."""
+"""Decisions about jobs, without a cluster: how starts are judged, causes, rendezvous, preflight."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
         ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", False),
         (
             "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
-            ["lost"],  # rank 1's own parent was killed, too
+            ["lost"],  # rank 1's own parent was also killed
             137,
             "a rank was killed by SIGKILL, possibly out of memory: srun: error: n2: task 1: Killed",
             None,
@@ -187,7 +187,7 @@ def test_evaluations_and_the_report_have_short_limits_of_their_own(time, own, ev
 
 
 def places(**own: str) -> dict[str, tuple[str | None, int, int, str | None, tuple[str, ...]]]:
-    """By kind of job: partition, GPUs and processes of a node, memory, further options."""
+    """Return by kind of job: partition, GPUs and processes of a node, memory, further options."""
     settings = read_settings(None, {"partition": "gpu", "memory": "0", "sbatch": "--constraint=h100", **own})
     return {
         kind: (

@@ -1,4 +1,4 @@
-"""Several hosts without Slurm: torchrun on two hosts with addresses of their own, in network namespaces."""
+"""Several hosts without Slurm: torchrun on two hosts with separate addresses, in network namespaces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESSES = ("10.213.77.1", "10.213.77.2")
 
 @pytest.fixture
 def hosts():
-    """The names of two network namespaces, joined by a cable (a veth pair named `cable` at both ends)."""
+    """Yield the names of two network namespaces, joined by a veth pair named `cable` at both ends."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2's `ip`")
     names = [f"lrpath-{os.getpid()}-{number}" for number in (1, 2)]
@@ -40,8 +40,8 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def ip(*argv: str) -> None:
+    subprocess.run(["ip", *argv], check=True, capture_output=True, text=True)
 
 
 def test_two_hosts_train_as_one_machine_does(hosts, tmp_path):
@@ -57,17 +57,17 @@ def test_two_hosts_train_as_one_machine_does(hosts, tmp_path):
 
 
 def start(host: str, rank: int, plan: Path) -> subprocess.Popen[str]:
-    """torchrun as documented, on one of the hosts."""
+    """Start torchrun as documented, on one of the hosts."""
     launcher = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
     launcher += ["--master-addr", ADDRESSES[0], "--master-port", "29577"]
-    words = ["--plan", str(plan), "--paradigm", "ours", "--run-name", "main", "--device", "cpu"]
+    argv = ["--plan", str(plan), "--paradigm", "ours", "--run-name", "main", "--device", "cpu"]
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         *launcher,
         str(ROOT / "pretrain_gpt.py"),
-        *words,
+        *argv,
     ]
     environment = os.environ | {
         "GLOO_SOCKET_IFNAME": "cable",

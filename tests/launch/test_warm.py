@@ -1,4 +1,4 @@
-"""Runs forked from a warm process: ends, signals and kills as with fresh processes, and the same digits."""
+"""Runs forked from a warm process have the same ends, signals, kills and results as fresh processes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ GRACE = 20.0
 
 
 def start(folder: Path, *ends: str) -> Any:
-    """Ranks that end so (see tests/support/ends.py), forked; their log and failure are files in `folder`."""
+    """Start forked ranks with these ends (tests/support/ends.py), log and failure as files in `folder`."""
     environment = {failure.VARIABLE: str(folder / "error.json"), "OMP_NUM_THREADS": "1"}
     return warm.start(Ranks("tests.support.ends", ends, len(ends)), environment, GRACE, folder / "log")
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """Return a process and all its descendants."""
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Whether none of them runs any more."""
+    """Return whether none of the processes runs."""
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
@@ -64,7 +64,7 @@ def test_ends(tmp_path: Path, ends: tuple[str, ...], status: int, text: str | No
 def test_a_folder_of_temporary_files_without_room_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's sockets are in it, and Linux accepts 107 bytes: runs start cold."""
+    """The server's sockets are in the folder, and Linux accepts 107 bytes; longer paths start runs cold."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -89,7 +89,7 @@ def test_a_signal_to_the_supervisor_ends_all_ranks(tmp_path: Path, number: int) 
     process.send_signal(number)
     assert process.wait() not in (0, None)
     assert gone(processes)
-    assert failure.read(tmp_path / "error.json") is None  # it was asked to end
+    assert failure.read(tmp_path / "error.json") is None  # the rank ended on request
 
 
 def test_the_ranks_of_a_killed_supervisor_end(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_server_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) ->
         assert not warm.is_forkable()
 
 
-def lrpath(plan: Path, *words: str) -> subprocess.Popen[str]:
-    """`lrpath run` of the main path, as a user starts it."""
+def lrpath(plan: Path, *argv: str) -> subprocess.Popen[str]:
+    """Start `lrpath run` of the main path, as a user does."""
     command = [
         sys.executable,
         "-m",
@@ -163,7 +163,7 @@ def lrpath(plan: Path, *words: str) -> subprocess.Popen[str]:
         "cpu",
     ]
     return subprocess.Popen(
-        [*command, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        [*command, *argv], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

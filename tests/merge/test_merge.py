@@ -1,4 +1,4 @@
-"""Merged checkpoints: the weights of a decay, exact sums, nothing half written, and a real evaluation."""
+"""Merged checkpoints: the weights of a decay, exact sums, no partial output, and a real evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def write_checkpoint(root: Path, step: int, width: int = 3, **others: object) -> dict[str, torch.Tensor]:
-    """A checkpoint with tensors of two types, an optimizer's and an entry that is no tensor."""
+    """Write a checkpoint with two tensors, an optimizer state and another entry; return the tensors."""
     torch.manual_seed(step)
     tensors = {"weight": torch.randn(4, width, dtype=torch.float64), "half": torch.randn(5).bfloat16()}
     folder = checkpoint_folder(root, step)
@@ -109,7 +109,7 @@ def test_a_branch_is_previewed_and_evaluated_without_training(
 ) -> None:
     path = make_plan(tmp_path, versions=(8, 4), megatron={"save_interval": 2})
     train(run_words(path, "ours", "main")).ok()
-    assert main(["merge", str(path), "--version", "v2"]) == 2  # the main path has not come to the end of v2
+    assert main(["merge", str(path), "--version", "v2"]) == 2  # the main path has not reached the end of v2
     assert "needs the main path's checkpoint of step 12" in capsys.readouterr().err
     assert main(["merge", str(path), "--version", "v1", "--decay", "linear", "--min-lr-share", "0"]) == 0
     merged = load_plan(tmp_path / "runs/merged/v1-linear-from4-to0/plan.yaml")

@@ -39,7 +39,7 @@ ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().ite
 
 
 def value_for(argument: Argument, option: str) -> Any:
-    """A value that the parser takes after an option, and the table allows where it allows any."""
+    """Return a value that the parser accepts for an option, and that the table allows if it allows any."""
     form = argument.forms[option]
     if option == "save_retain_interval":
         return 500  # a multiple of Megatron's save_interval
@@ -54,7 +54,7 @@ def value_for(argument: Argument, option: str) -> Any:
 
 
 def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
-    """A valid plan with these arguments in a section."""
+    """Write a valid plan with these arguments in a section; return its path."""
     content = yaml.safe_load(SOUND)
     before = content.get(section) or {}
     content[section] = ({"recipe": before} if isinstance(before, str) else before) | arguments
@@ -64,7 +64,7 @@ def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
 
 
 def error_of(folder: Path, section: str, **arguments: Any) -> str:
-    """The error of `load_plan`; empty for none."""
+    """Return the error of `load_plan`; empty if there is none."""
     try:
         load_plan(plan_of(folder, section, **arguments))
     except PlanError as error:
@@ -195,7 +195,7 @@ def test_values_as_the_parser_takes_them_are_accepted(tmp_path: Path) -> None:
 
 
 def test_what_an_older_version_called_neutral_is_neutral_or_refused() -> None:
-    """An argument that became part of the identity would part runs from their own lineages."""
+    """A run must not differ from its own lineage because an argument became part of the identity."""
     for name in ONCE_NEUTRAL.split():
         argument = find(name)
         assert argument is not None

@@ -1,4 +1,4 @@
-"""Batch sizes of versions: steps to samples and back, costs, identities, refusals, what has to divide."""
+"""Batch sizes of versions: steps to samples and back, costs, identities, refusals, divisibility."""
 
 from __future__ import annotations
 

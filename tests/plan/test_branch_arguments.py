@@ -1,4 +1,4 @@
-"""`branch_megatron`: arguments that branches alone have; in their identity only, unclassified ones refused."""
+"""`branch_megatron`: arguments of branches only, in their identity; unclassified arguments are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_arguments_for_branches_belong_to_the_identity() -> None:
 
 
 def test_a_version_has_its_own(tmp_path: Path) -> None:
-    """So that an appended version's branch may differ while the trained ones stay what they were."""
+    """An appended version's branch may differ while the trained branches keep their identity."""
     one, two = {"name": "v1", "steps": 100}, {"name": "v2", "steps": 100}
     three = {"name": "v3", "steps": 100, "branch_megatron": {"adam_beta2": 0.99}}
     megatron = {"adam_beta2": 0.95}

@@ -1,4 +1,4 @@
-"""alpha above 1: a branch that begins before its version's data; what the plan makes of it, and what it refuses."""
+"""alpha above 1: a branch that begins before its version's data, its effect on the plan, and refusals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_cost_counts_the_main_path_to_its_furthest_branch_point(tmp_path: Pa
 def test_a_long_branch_that_is_appended_changes_nothing_before_it(tmp_path: Path) -> None:
     before = plan_with(tmp_path, versions=[V1, V2])
     after = plan_with(tmp_path, versions=[V1, V2, V3 | {"alpha": 1.6}])
-    assert after.run("ours", "branch-v3").first_step == before.main.last_step  # there anyway
+    assert after.run("ours", "branch-v3").first_step == before.main.last_step  # kept in any case
     for run in before.runs("ours"):
         same = after.run("ours", run.name)
         assert differences(run_identity(before, run), run_identity(after, same)) == []

@@ -1,4 +1,4 @@
-"""Rates of their own for versions, and a falling main path: what each paradigm makes of them, and identities."""
+"""Own rates for versions, and a falling main path: their effect on each paradigm, and identities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def identities(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def begins(plan: Plan, paradigm: str) -> list[float]:
-    """The highest rate of each run's own steps."""
+    """Return the highest rate of each run's own steps."""
     return [
         max(run.path.lr_at(step) for step in range(run.first_step, run.last_step))
         for run in plan.runs(paradigm)

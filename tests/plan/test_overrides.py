@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: dotted keys, YAML values, where errors point to, and a text that is valid in any folder."""
+"""`--set KEY=VALUE`: dotted keys, YAML values, the places of errors, and text valid in any folder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_values_are_yaml_as_in_a_plan(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["schedule.max_rl=1"], "--set schedule.max_rl: unknown key (did you mean 'max_lr'?)"),
         (["schedul.max_lr=1"], "--set schedul: unknown key (did you mean 'schedule'?)"),
@@ -100,11 +100,11 @@ def test_values_are_yaml_as_in_a_plan(text: str, value: Any) -> None:
     ],
 )
 def test_a_value_that_a_plan_cannot_have_is_refused_where_it_was_given(
-    tmp_path: Path, words: list[str], said: str
+    tmp_path: Path, argv: list[str], said: str
 ) -> None:
     (tmp_path / "plan.yaml").write_text(SOUND.replace("model: tiny", "model: {recipe: tiny}"))
     with pytest.raises(PlanError) as error:
-        changed_plan(tmp_path / "plan.yaml", words)
+        changed_plan(tmp_path / "plan.yaml", argv)
     assert said in str(error.value)
 
 

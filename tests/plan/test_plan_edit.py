@@ -1,4 +1,4 @@
-"""A version is appended to a plan's text: what was written stays, however it was written."""
+"""A version is appended to a plan's text: the existing text stays, in any format."""
 
 from __future__ import annotations
 

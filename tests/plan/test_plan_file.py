@@ -27,7 +27,7 @@ from tests.support.plan_text import SOUND, plan_with, versions
 
 
 def refusal(folder: Path, text: str | bytes) -> str:
-    """The message with which a plan is refused, without the file's folder."""
+    """Return the message with which a plan is refused, without the file's folder."""
     path = folder / "plan.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(PlanError) as caught:
@@ -130,7 +130,7 @@ def test_a_cycle_for_one_kind_of_run_alone(tmp_path: Path, written: str) -> None
 
 
 REFUSED = [
-    # what is replaced, by what, the line and key of the message, a part of it
+    # old text, new text, the line and key of the message, a part of the message
     ("alpha: 0.6", "alpha: 0", "5: alpha", "above 0 and at most 1"),
     ("alpha: 0.6", "alpha: 1.01", "5: alpha", "above 0 and at most 1, not 1.01"),
     ("alpha: 0.6", "alpha: -0.5", "5: alpha", "above 0"),
@@ -421,5 +421,5 @@ def test_the_documentation_describes_every_key_and_its_example_is_a_plan(tmp_pat
     plan = load_plan(tmp_path / "plan.yaml")
     assert set(yaml.safe_load(example.group(1))) == {key.name for key in PLAN_KEYS} - {
         "adopted"
-    }  # a command's
+    }  # a key of a command
     assert round(plan.cost("ours").relative, 2) == 0.6

@@ -1,4 +1,4 @@
-"""What a run's result depends on: appended versions and neutral changes keep it, all other changes are reported."""
+"""Identity of a run: appended versions and neutral changes keep it, all other changes are reported."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from tests.support.plan_text import SOUND, plan_with, versions
 
 
 def identities(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
-    """The identity of every run as it comes back from a file, by paradigm/run."""
+    """Return the identity of every run as it is read from a file, by paradigm/run."""
     plan = plan_with(folder, **changes)
     runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm)]
     return {f"{run.paradigm}/{run.name}": json.loads(json.dumps(run_identity(plan, run))) for run in runs}
 
 
 def changed_keys(folder: Path, run: str, **changes: Any) -> list[str]:
-    """The keys of a run's identity that differ after these changes to the plan."""
+    """Return the keys of a run's identity that differ after these changes to the plan."""
     return differences(identities(folder)[run], identities(folder, **changes)[run])
 
 

@@ -1,4 +1,4 @@
-"""The runs that follow from a plan: the paper's costs, where each starts, what it trains on, its rate."""
+"""The runs that follow from a plan: the paper's costs, the start of each run, its data and its rate."""
 
 import math
 from pathlib import Path
@@ -167,7 +167,7 @@ lengths = st.lists(st.tuples(st.integers(1, 400), st.floats(0.01, 1.0)), min_siz
 
 
 def timeline(parts: list[tuple[int, float]], variant: str = "reset-max") -> Timeline:
-    """Versions of these steps and alphas, the first long enough for its warm-up and a branch point."""
+    """Return versions of these steps and alphas, the first long enough for its warm-up and a branch point."""
     first, *others = parts
     made = [Version("v1", first[0] + 60, 0.5)]
     made += [Version(f"v{i}", steps + 100, alpha) for i, (steps, alpha) in enumerate(others, start=2)]

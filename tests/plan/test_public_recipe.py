@@ -1,4 +1,4 @@
-"""The recipe on public data: its plan is one, and all its commands parse."""
+"""The recipe on public data: its plan is valid, and all its commands parse."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def test_the_commands_of_the_recipe_parse_and_fit_its_plan() -> None:
         one.__name__.removeprefix("tools."): one for one in (preprocess_data, slice_versions, train_tokenizer)
     }
     parsed: dict[str, list[object]] = {}
-    for program, *words in commands:
+    for program, *argv in commands:
         if program == "hf":
-            parsed.setdefault("hf", []).append(words)
+            parsed.setdefault("hf", []).append(argv)
         elif program.endswith("lrpath"):
-            parsed.setdefault(words[0], []).append(build_parser().parse_args(words))
+            parsed.setdefault(argv[0], []).append(build_parser().parse_args(argv))
         else:
-            name = words[0].removeprefix("tools/").removesuffix(".py")
+            name = argv[0].removeprefix("tools/").removesuffix(".py")
             known = tools.get(name)
             assert known or name == check_slices.__name__.removeprefix("tools.")
-            parsed.setdefault(name, []).append(known.build_parser().parse_args(words[1:]) if known else words)
+            parsed.setdefault(name, []).append(known.build_parser().parse_args(argv[1:]) if known else argv)
     count = len(plan.versions)
     expected = {"hf": count, "train_tokenizer": 1, "preprocess_data": count, "slice_versions": count}
     assert {name: len(calls) for name, calls in parsed.items()} == expected | {

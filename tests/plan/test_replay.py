@@ -1,4 +1,4 @@
-"""Replay in a plan: counts and costs, what each run reads, identities, and what is refused."""
+"""Replay in a plan: counts and costs, the samples of each run, identities, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_prefix_has_its_share_and_every_weight_its_part() -> None:
         assert sum(counts.values()) == replayed == samples - replay.new(samples)
         exact = [replayed * Fraction(weight, 8) for weight in (5, 2, 1)]
         assert all(abs(count - part) <= 1 for count, part in zip(counts.values(), exact, strict=True))
-    for available in range(60, 90):  # the most steps that so many new samples suffice for
+    for available in range(60, 90):  # the most steps for which this many new samples suffice
         steps = replay.steps(available, 4)
         assert replay.new(steps * 4) <= available < replay.new((steps + 1) * 4)
 
@@ -52,7 +52,7 @@ def test_ptfs_reads_the_new_samples_once_and_costs_are_relative_to_it(tmp_path: 
     new = [plan.samples_of(index) for index in range(4)]
     assert new == [3200, 2560, 1200, 2240]
     third = plan.run("ptfs", "scratch-v3")
-    assert plan.scratch_samples(third) == [3200, 2560, 217 * 32 - 3200 - 2560]  # 16 samples fill no step
+    assert plan.scratch_samples(third) == [3200, 2560, 217 * 32 - 3200 - 2560]  # 16 samples are no full step
 
 
 def test_runs_name_the_versions_that_they_read_again(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_no_argument_of_megatron_is_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
+    ("argv", "shown"),
     [
         (["--api-key", "hunter2", "--lr", "1"], ["--api-key", "***", "--lr", "1"]),
         (["--api-key=hunter2", "x"], ["--api-key=***", "x"]),
@@ -66,9 +66,9 @@ def test_no_argument_of_megatron_is_a_secret() -> None:
         (["--plan", "a/key.yaml", "--fim-eod-token", "7"], ["--plan", "a/key.yaml", "--fim-eod-token", "7"]),
     ],
 )
-def test_a_command_line_is_shown_without_secrets(words: list[str], shown: list[str]) -> None:
-    assert hide_words(words) == shown
-    assert "hunter2" not in hide_message(f"unrecognized arguments: {' '.join(words)}")
+def test_a_command_line_is_shown_without_secrets(argv: list[str], shown: list[str]) -> None:
+    assert hide_words(argv) == shown
+    assert "hunter2" not in hide_message(f"unrecognized arguments: {' '.join(argv)}")
 
 
 def test_variables_are_shown_without_secrets() -> None:

@@ -67,7 +67,7 @@ CASES = {
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The plans that would have run."""
+    """Return the list of plans that would have run."""
     seen: list[str] = []
     monkeypatch.setattr(local, "carry_out", lambda plan, options: seen.append(plan.name) or 0)
     return seen
@@ -85,9 +85,9 @@ def test_a_mistake_is_reported_before_any_process_starts(
     act, said, contradicts = CASES[name]
     plan = make_plan(tmp_path, versions=(6, 6))
     act(plan)
-    capfd.readouterr()  # of torch, which made the data
-    for words in (["run", str(plan)], ["submit", str(plan), *CLUSTER]):
-        assert main(words) == 2
+    capfd.readouterr()  # output of torch, which made the data
+    for argv in (["run", str(plan)], ["submit", str(plan), *CLUSTER]):
+        assert main(argv) == 2
         error = capfd.readouterr().err
         assert said in error
         starts = ("lrpath: error: ", "  ", "note: ")
@@ -98,7 +98,7 @@ def test_a_mistake_is_reported_before_any_process_starts(
     if contradicts is not None:
         assert main(["plan", str(plan), "--no-curves"]) == (2 if contradicts else 0)
         told = capfd.readouterr()
-        assert "branch-v2" in told.out  # the plan is shown all the same
+        assert "branch-v2" in told.out  # the plan is shown nevertheless
         assert (said in told.err) == contradicts
     assert started == []
 
@@ -165,7 +165,7 @@ def test_an_experiment_is_checked_at_every_point(tmp_path: Path, capfd: pytest.C
     assert main(["submit", str(file), *CLUSTER]) == 2
     assert main(["run", str(file)]) == 2
     error = capfd.readouterr().err
-    assert error.count("tokens of v2") == 2  # once a call: it is the same for both points
+    assert error.count("tokens of v2") == 2  # once per call: it is the same for both points
 
 
 def test_paths_of_another_folder_are_pointed_out(

@@ -1,4 +1,4 @@
-"""What the machine has against what a plan takes: GPUs and their memory, processes, disk, a place to write."""
+"""Resources of the machine against needs of a plan: GPUs and their memory, processes, disk, output."""
 
 from __future__ import annotations
 

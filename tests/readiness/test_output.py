@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(data: Path, tmp_path: Path) -> Plan:
-    """A plan with an output of its own on the module's data."""
+    """Return a plan with its own output on the module's data."""
     path = tmp_path / "plan.yaml"
     text = data.read_text().replace(f"output: {data.parent}/runs", f"output: {tmp_path}/runs")
     path.write_text(text)
@@ -36,7 +36,7 @@ def plan(data: Path, tmp_path: Path) -> Plan:
 
 
 def begun(plan: Plan, key: str, step: int | None = None, parent: int | None = None, **other: object) -> Path:
-    """The folder of a run that was trained under the plan and kept the checkpoint of `step` (None: none)."""
+    """Return the folder of a run trained under the plan, with a checkpoint of `step` unless it is None."""
     run = plan.run(*key.split("/"))
     folder = plan.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def test_command_line_arguments_are_compared_for_resumed_runs(plan: Plan) -> Non
     assert "argument clip_grad: was 0.5, is 0.25" in found
     [found] = failures(plan, paradigms=("ours",))
     assert "argument clip_grad: was 0.5, is not given" in found
-    assert failures(plan, paradigms=("ptfs",)) == []  # not asked to resume
+    assert failures(plan, paradigms=("ptfs",)) == []  # no resume requested
 
 
 def test_a_parent_without_the_checkpoint_that_a_run_starts_from(plan: Plan) -> None:
@@ -166,21 +166,21 @@ def test_a_version_that_nothing_has_reached_may_be_renamed(plan: Plan) -> None:
 
 
 def test_the_trainer_agrees(plan: Plan) -> None:
-    words = run_words(plan.path, "ours", "main", "--save-interval", "4")
-    begun(plan, "ours/main", None, seed=99)  # started once, and nothing kept
-    train([*words, "--exit-interval", "4"])
+    argv = run_words(plan.path, "ours", "main", "--save-interval", "4")
+    begun(plan, "ours/main", None, seed=99)  # started once, without a checkpoint
+    train([*argv, "--exit-interval", "4"])
     folder = plan.folder(plan.main)
     assert json.loads((folder / "lineage.json").read_text())["identity"]["seed"] == 7
     before = history(folder)
     shorter = edited(plan, (V1, "name: v1\n  steps: 5"), (V2, "name: v2\n  steps: 4"), (f"- {V3}\n", ""))
     assert failures(shorter, paradigms=("ours",)) == []
-    train(words).ok()
+    train(argv).ok()
     assert history(folder)[: len(before)] == before
     names = json.loads((folder / "lineage.json").read_text())["identity"]["versions"]
     assert [version["steps"] for version in names] == [5, 4]
     longer = edited(plan, ("name: v1\n  steps: 5", "name: v1\n  steps: 6"))
     [found] = failures(longer, paradigms=("ours",))
-    refused = train(words)
+    refused = train(argv)
     assert "version 1: was v1 with 5 steps, is v1 with 6 steps" in found
     assert "version 1: was v1 with 5 steps, is v1 with 6 steps" in refused.output
     assert main(["plan", str(plan.path), "--no-curves"]) == 2

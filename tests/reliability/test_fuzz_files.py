@@ -70,7 +70,7 @@ JSON = st.recursive(
 
 
 def edited(content: bytes, edits: list[Edit]) -> bytes:
-    """`content` with bytes replaced, inserted, cut off or repeated."""
+    """Return `content` with bytes replaced, inserted, cut off or repeated."""
     for kind, share, piece in edits:
         place = int(share * len(content))
         if kind == "cut":
@@ -84,7 +84,7 @@ def edited(content: bytes, edits: list[Edit]) -> bytes:
 
 @contextlib.contextmanager
 def clear_error_or_load(*errors: type[Exception]) -> Iterator[None]:
-    """No other exception than `errors` with a text, and no more memory than `MAXIMUM_BYTES`."""
+    """Check that only `errors` with a text are raised, with no more memory than `MAXIMUM_BYTES`."""
     message = "loaded correctly"
     tracemalloc.start()
     try:
@@ -132,13 +132,13 @@ def test_a_plan_executes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prefix of a small indexed dataset."""
+    """Return the prefix of a small indexed dataset."""
     return make_random_dataset(tmp_path_factory.mktemp("pair") / "a", [5, 9, 3, 30])
 
 
 @pytest.fixture(scope="module")
 def slice_bytes(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A slice file's content."""
+    """Return the content of a slice file."""
     path = tmp_path_factory.mktemp("slice") / "v1.slice"
     make_slice(path, [(pair, range(4), "prose")])
     return path.read_bytes()
@@ -147,7 +147,7 @@ def slice_bytes(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @FUZZ
 @given(edits=EDITS, resigned=st.booleans())
 def test_slices(tmp_path: Path, slice_bytes: bytes, edits: list[Edit], resigned: bool) -> None:
-    """Also with a checksum that fits the changed content, so that the code after that check is reached."""
+    """Some inputs have a checksum that fits the changed content, to reach the code after that check."""
     content = edited(slice_bytes, edits)
     if resigned and len(content) > PREAMBLE.size:
         magic, version, length, _ = PREAMBLE.unpack_from(content)
@@ -189,7 +189,7 @@ def test_trackers(tmp_path: Path, content: bytes) -> None:
 
 
 def manifest_of(folder: Path) -> bytes:
-    """A whole manifest for `folder`."""
+    """Return a whole manifest for `folder`."""
     folder.mkdir(exist_ok=True)
     write_manifest(folder, 3, {"a.distcp": FileSum(1, "0" * 32), ".metadata": FileSum(2, "f" * 32)})
     return (folder / MANIFEST).read_bytes()
@@ -259,7 +259,7 @@ def test_lineage_values(tmp_path: Path, path: str, value: Any) -> None:
     lines=st.lists(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()), max_size=6)
 )
 def test_histories(tmp_path: Path, lines: list[bytes]) -> None:
-    """A damaged line is dropped, whole ones stay."""
+    """A damaged line is dropped; whole lines stay."""
     whole = b'{"step": 1, "loss": 4.5}'
     path = RunFolder(tmp_path).history
     path.write_bytes(b"\n".join([whole, *lines]))
@@ -284,7 +284,7 @@ def test_run_folders(tmp_path: Path, edits: list[Edit]) -> None:
     edits=EDITS,
 )
 def test_reports(tmp_path: Path, name: str, value: Any, edits: list[Edit]) -> None:
-    """A damaged file in a run's folder is a line in the report."""
+    """A damaged file in a run's folder is reported as a line in the report."""
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN.replace("output: runs", f"output: {tmp_path}/runs"))
     plan = load_plan(path)
@@ -299,7 +299,7 @@ def test_reports(tmp_path: Path, name: str, value: Any, edits: list[Edit]) -> No
 
 @pytest.fixture(scope="module")
 def metadata_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The `.metadata` of a small checkpoint."""
+    """Return the `.metadata` of a small checkpoint."""
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -317,7 +317,7 @@ BOMBS = (
 @FUZZ
 @given(edits=EDITS, bomb=st.none() | st.sampled_from(BOMBS))
 def test_checkpoint_metadata(metadata_bytes: bytes, edits: list[Edit], bomb: bytes | None) -> None:
-    """Also of pickles that say how much memory to allocate."""
+    """This includes pickles that say how much memory to allocate."""
     content = bomb or edited(metadata_bytes, edits)
     with clear_error_or_load(UserError):
         load_metadata(content, Path(".metadata"))

@@ -1,6 +1,6 @@
-"""Every JSON file that is read, with depth, long numbers, infinities, half letters and wrong types in every place.
+"""Every JSON file that is read, with depth, long numbers, infinities, lone surrogates and wrong types.
 
-The answer is a clear error or a correct load; no other exception reaches a user as a stack trace.
+The result is a clear error or a correct load; no other exception reaches a user as a stack trace.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MARK = "<here>"
 
 @dataclass(frozen=True)
 class Reader:
-    """A file: its place in the folder, a whole content of it, and what reads it."""
+    """A file: its place in the folder, valid content, and the function that reads it."""
 
     file: str
     content: Any
@@ -74,12 +74,12 @@ def plan_of(folder: Path) -> Any:
 
 
 def ours(*_: object) -> tuple[str, ...]:
-    """The paradigms of every plan here."""
+    """Return the paradigms of every plan here."""
     return ("ours",)
 
 
 def report(folder: Path) -> None:
-    """All that the report and the status say of a plan's runs."""
+    """Produce everything that the report and the status show of a plan's runs."""
     plan = plan_of(folder)
     tree = collect(plan)
     gaps(tree), run_table(tree), facts(tree), main_table(tree), downstream_table(tree)
@@ -215,13 +215,13 @@ READERS = {
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every place in a JSON value, itself included."""
+    """Return the path to every place in a JSON value, itself included."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [way, *(one for key, child in inner for one in places(child, (*way, key)))]
 
 
 def replaced(value: Any, way: tuple[Any, ...], new: Any) -> Any:
-    """The value with another one at a place."""
+    """Return the value with another value at a place."""
     if not way:
         return new
     changed = copy.deepcopy(value)
@@ -233,7 +233,7 @@ def replaced(value: Any, way: tuple[Any, ...], new: Any) -> Any:
 
 
 def check(reader: Reader, folder: Path, text: str) -> None:
-    """A user's error with a text, or a load; for an error of the system the command line has a message."""
+    """Check that reading gives a user's error or loads; the command line has a message for system errors."""
     path = folder / reader.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""A checkpoint counts when it is whole: damage is set aside on loading, retention keeps what others need."""
+"""Only complete checkpoints count: damaged ones are set aside on loading, retention keeps needed ones."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ EVERY_TWO = ("--save-interval", "2")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a main path trained for six of its nine steps; checkpoints of steps 2, 3, 4, 6."""
+    """Return a folder with a main path trained for six of nine steps; checkpoints of steps 2, 3, 4, 6."""
     folder = tmp_path_factory.mktemp("trained")
-    words = run_words(make_plan(folder, (6, 6)), "ours", "main", *EVERY_TWO, "--exit-interval", "6")
-    train(words).ok()
+    argv = run_words(make_plan(folder, (6, 6)), "ours", "main", *EVERY_TWO, "--exit-interval", "6")
+    train(argv).ok()
     return folder
 
 
 @pytest.fixture
 def folder(trained: Path) -> Iterator[Path]:
-    """The trained folder, as it was trained for each test."""
+    """Yield the trained folder in its original state."""
     shutil.copytree(trained / "runs", trained / "kept")
     yield trained
     shutil.rmtree(trained / "runs")
@@ -43,14 +43,14 @@ def folder(trained: Path) -> Iterator[Path]:
 
 
 def root_of(folder: Path) -> Path:
-    """The main path's checkpoints."""
+    """Return the folder of the main path's checkpoints."""
     return folder / "runs/ours/main/checkpoints"
 
 
 def again(folder: Path, *extra: str, nproc: int = 1) -> Outcome:
     """Call the main path again, for one step."""
-    words = run_words(folder / "plan.yaml", "ours", "main", "--exit-interval", "1", *extra)
-    return train(words, nproc)
+    argv = run_words(folder / "plan.yaml", "ours", "main", "--exit-interval", "1", *extra)
+    return train(argv, nproc)
 
 
 def flip(path: Path, where: float = 0.5) -> None:
@@ -63,25 +63,25 @@ def flip(path: Path, where: float = 0.5) -> None:
 
 
 def weights(folder: Path, step: int) -> Path:
-    """A file with weights in the checkpoint of `step`."""
+    """Return a file with weights in the checkpoint of `step`."""
     return next(disk.checkpoint_folder(root_of(folder), step).glob("*.distcp"))
 
 
 def first_step(folder: Path) -> int:
-    """The step that the last start began at, according to the lineage."""
+    """Return the step at which the last start began, according to the lineage."""
     starts = json.loads((folder / "runs/ours/main/lineage.json").read_text())["starts"]
     return int(starts[-1]["step"])
 
 
 def xxh3(path: Path, offset: int, length: int) -> str:
-    """The checksum of a part of a file."""
+    """Return the checksum of a part of a file."""
     return xxhash.xxh3_128_hexdigest(path.read_bytes()[offset : offset + length])
 
 
 @pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
 def test_a_manifest_has_the_checksum_of_every_file_and_item(tmp_path: Path, extra: tuple[str]) -> None:
-    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", *EVERY_TWO, *extra)
-    train([*words, "--exit-interval", "5"], nproc=2).ok()
+    argv = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", *EVERY_TWO, *extra)
+    train([*argv, "--exit-interval", "5"], nproc=2).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5]
     for step in (2, 3, 4, 5):
         checkpoint = disk.checkpoint_folder(root_of(tmp_path), step)
@@ -95,7 +95,7 @@ def test_a_manifest_has_the_checksum_of_every_file_and_item(tmp_path: Path, extr
             assert manifest[name].items == expected, "a sum of each tensor and object"
     assert disk.tracked_step(root_of(tmp_path)) == 5
     assert [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name] == []
-    train([*words, "--exit-interval", "7"]).ok()
+    train([*argv, "--exit-interval", "7"]).ok()
     assert first_step(tmp_path) == 5
 
 
@@ -139,10 +139,10 @@ def test_a_start_reads_ahead_while_it_imports_and_confirms_what_is_whole(folder:
 
 
 @pytest.mark.parametrize(
-    "words", [["--plan"], ["--plan", "missing.yaml", "--paradigm", "ours", "--run", "main"], []]
+    "argv", [["--plan"], ["--plan", "missing.yaml", "--paradigm", "ours", "--run", "main"], []]
 )
-def test_reading_ahead_reports_no_errors(words: list[str]) -> None:
-    ReadAhead().begin(read_early(words))
+def test_reading_ahead_reports_no_errors(argv: list[str]) -> None:
+    ReadAhead().begin(read_early(argv))
 
 
 def test_all_ranks_go_back_to_the_same_checkpoint(folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folde
 
 
 def test_a_branch_neither_waits_for_nor_reads_what_is_still_being_written(folder: Path) -> None:
-    """It is complete except for its name."""
+    """The checkpoint is complete except for its name."""
     point = disk.checkpoint_folder(root_of(folder), 3)
     point.rename(disk.saving_folder(point))
     outcome = train(run_words(folder / "plan.yaml", "ours", "branch-v1"))
@@ -194,10 +194,10 @@ def test_a_branch_neither_waits_for_nor_reads_what_is_still_being_written(folder
 
 
 def test_a_branch_with_checkpoints_of_its_own_outlives_its_parents(folder: Path) -> None:
-    words = run_words(folder / "plan.yaml", "ours", "branch-v1")
-    train([*words, "--exit-interval", "4"]).ok()
+    argv = run_words(folder / "plan.yaml", "ours", "branch-v1")
+    train([*argv, "--exit-interval", "4"]).ok()
     shutil.rmtree(disk.checkpoint_folder(root_of(folder), 3))
-    train(words).ok()
+    train(argv).ok()
     assert [line["step"] for line in history(folder / "runs/ours/branch-v1")] == [4, 5, 6]
 
 
@@ -235,16 +235,16 @@ def test_what_a_killed_save_left_is_swept_and_never_loaded(folder: Path) -> None
 
 
 def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) -> None:
-    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "1")
-    train([*words, "--save-retain-interval", "8"]).ok()
+    argv = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "1")
+    train([*argv, "--save-retain-interval", "8"]).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 8, 9]
 
 
 def test_checkpoints_that_an_earlier_start_had_to_keep_are_kept(tmp_path: Path) -> None:
     """Called again without the --save-interval of the first start, the run falls under the default."""
-    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
-    train([*words, *EVERY_TWO, "--exit-interval", "5"]).ok()
-    train(words).ok()
+    argv = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
+    train([*argv, *EVERY_TWO, "--exit-interval", "5"]).ok()
+    train(argv).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5, 6, 9]
 
 

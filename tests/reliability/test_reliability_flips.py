@@ -1,4 +1,4 @@
-"""One flipped bit is refused, named, or without an effect; `scripts/flip_bits.py` flips hundreds, for all readers."""
+"""A flipped bit is refused, named, or without effect; `scripts/flip_bits.py` flips hundreds of bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained plan; its readers find it under the name `plan` next to it."""
+    """Return a trained plan; its readers find it under the name `plan` next to it."""
     at = tmp_path_factory.mktemp("flips") / "plan"
     at.mkdir()
     build(at, whole=False)
@@ -72,7 +72,7 @@ def test_a_merge_and_an_export_verify_the_bytes_that_they_read(base: Path, part:
 
 
 def test_a_merge_does_not_depend_on_what_it_does_not_read(base: Path) -> None:
-    """Each optimizer state and random state is damaged; what was merged has sums of its own."""
+    """Each optimizer state and random state is damaged; the merged tensors have their own checksums."""
     at = base.with_name("plan")
     fresh(base, at)
     root, merged = at / MAIN / "checkpoints", []

@@ -1,4 +1,4 @@
-"""A full disk stops no training: saves fail and are tried again, records wait for room, nothing is torn or lost."""
+"""A full disk stops no training: saves fail and are retried, records wait for room, nothing is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.training.test_watching import curves
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 20 MB, at `runs`, where a plan in `tmp_path` has its output."""
+    """Yield a real disk of 20 MB at `runs`, where a plan in `tmp_path` has its output."""
     folder = tmp_path / "runs"
     folder.mkdir()
     yield from mounted(folder, ["-t", "tmpfs", "-o", "size=20m", "tmpfs"])
@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_ext4(tmp_path: Path) -> Iterator[Path]:
-    """The same as ext4, where a folder, too, takes room."""
+    """Yield a small ext4 disk at `runs`, where a folder also needs space."""
     folder, image = tmp_path / "runs", tmp_path / "image"
     folder.mkdir()
     with image.open("wb") as file:
@@ -50,7 +50,7 @@ def small_ext4(tmp_path: Path) -> Iterator[Path]:
 
 
 def mounted(folder: Path, options: list[str]) -> Iterator[Path]:
-    """`folder` while a disk is mounted there."""
+    """Yield `folder` with a disk mounted there."""
     mount = ["mount", *options, str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no right to mount here")
@@ -63,14 +63,14 @@ def mounted(folder: Path, options: list[str]) -> Iterator[Path]:
 
 
 def root_of(folder: Path) -> Path:
-    """The main path's checkpoints."""
+    """Return the folder of the main path's checkpoints."""
     return folder / "runs/ours/main/checkpoints"
 
 
 def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None:
     """Each attempt prints both numbers, the older checkpoints stay, and a later save succeeds."""
-    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "2")
-    outcome = train_with(["full:3:4"], words).ok()
+    argv = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "2")
+    outcome = train_with(["full:3:4"], argv).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 8, 9]
     warnings = [line for line in outcome.output.splitlines() if "lrpath: WARNING" in line]
     assert [step for step in range(1, 10) for line in warnings if f"of step {step} could not" in line] == [
@@ -83,11 +83,11 @@ def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None
 
 
 def test_a_full_disk_at_a_branch_point_stops_the_run(tmp_path: Path) -> None:
-    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
-    outcome = train_with(["full:1:1"], words)
+    argv = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
+    outcome = train_with(["full:1:1"], argv)
     assert outcome.status == [1]
     assert "Other runs start from step 3" in outcome.output
-    train(words).ok()
+    train(argv).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 9]
 
 
@@ -95,11 +95,11 @@ def test_a_full_disk_at_a_branch_point_stops_the_run(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
     tmp_path: Path, small_disk: Path, extra: tuple[str]
 ) -> None:
-    """Writing itself fails, not the look at the space: of checkpoints, history, TensorBoard, lineage and log."""
+    """Writing fails, not the check of the space: for checkpoints, history, TensorBoard, lineage and log."""
     spikes = ("--loss-spike-window", "8", "--loss-spike-action", "skip")
-    words = run_words(make_plan(tmp_path, (180,)), "ours", "main", "--save-interval", "10", *spikes, *extra)
+    argv = run_words(make_plan(tmp_path, (180,)), "ours", "main", "--save-interval", "10", *spikes, *extra)
     faults = ["roomy", f"brimful:15:54:{small_disk}", "large:30:100", f"log:{small_disk / 'log'}"]
-    train_with(faults, words).ok()
+    train_with(faults, argv).ok()
     run = small_disk / "ours/main"
     assert [step for step in disk.complete_steps(root_of(tmp_path)) if step < 54] == [10]
     assert set(disk.complete_steps(root_of(tmp_path))) >= {60, 70, 80, 90}
@@ -126,9 +126,9 @@ def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
 
 @pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
 def test_a_disk_that_refuses_the_metadata_costs_the_saves_alone(tmp_path: Path, extra: tuple[str]) -> None:
-    """The first rank writes it while the other waits; both continue."""
-    words = run_words(make_plan(tmp_path, (20,)), "ours", "main", "--save-interval", "2", *extra)
-    outcome = train_with(["metadata:2:4"], words, nproc=2).ok()
+    """The first rank writes the metadata while the other waits; both continue."""
+    argv = run_words(make_plan(tmp_path, (20,)), "ours", "main", "--save-interval", "2", *extra)
+    outcome = train_with(["metadata:2:4"], argv, nproc=2).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 6, 10]
     assert outcome.output.count("could not be saved: No space left on device") == 2
     assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 11))
@@ -136,8 +136,8 @@ def test_a_disk_that_refuses_the_metadata_costs_the_saves_alone(tmp_path: Path, 
 
 
 def test_a_disk_without_room_for_a_folder_costs_the_saves_alone(tmp_path: Path, small_ext4: Path) -> None:
-    words = run_words(make_plan(tmp_path, (40,)), "ours", "main", "--save-interval", "5")
-    train_with([f"brimful:6:14:{small_ext4}"], words).ok()
+    argv = run_words(make_plan(tmp_path, (40,)), "ours", "main", "--save-interval", "5")
+    train_with([f"brimful:6:14:{small_ext4}"], argv).ok()
     kept = disk.complete_steps(root_of(tmp_path))
     assert 10 not in kept
     assert {15, 20} <= set(kept)
@@ -147,7 +147,7 @@ def test_a_disk_without_room_for_a_folder_costs_the_saves_alone(tmp_path: Path, 
 def test_a_part_that_was_written_is_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A disk takes three bytes of a line and refuses the rest, twice; a sync that misses lines fails."""
+    """The disk writes three bytes of a line and refuses the rest, twice; a sync that misses lines fails."""
     file = PatientFile(tmp_path / "lines", "The lines")
     file.write(b"first\n")
     original, room = os.write, [3]
@@ -179,7 +179,7 @@ def test_a_part_that_was_written_is_not_written_again(
 
 
 def test_what_a_sync_loses_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk (a network's, a quota's) takes lines, and at the sync has no room for them."""
+    """The disk (for example with a quota) accepts lines, and has no room for them at the sync."""
     path = tmp_path / "lines"
     path.write_bytes(b"of an earlier start\n")
     file = PatientFile(path, "The lines", synced=True)
@@ -205,7 +205,7 @@ def test_what_a_sync_loses_is_written_again(tmp_path: Path, monkeypatch: pytest.
 def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Output and errors go to one file, whose disk takes nothing for a while."""
+    """Output and errors go to one file, whose disk accepts nothing for a while."""
     original, room = os.write, [True]
 
     def write(descriptor: int, data: bytes) -> int:
@@ -229,9 +229,9 @@ def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
 def test_a_start_on_a_full_disk_is_reported(
     tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One error, in a training and in the commands; the same arguments resume when there is room."""
+    """Training and commands report one error; the same arguments resume when there is room."""
     plan = make_plan(tmp_path, (6,))
-    words = run_words(plan, "ours", "main")
+    argv = run_words(plan, "ours", "main")
     fill(str(small_disk))
     for command in ("run", "report"):
         assert cli.main([command, str(plan)]) == 2
@@ -239,12 +239,12 @@ def test_a_start_on_a_full_disk_is_reported(
         assert all(line.startswith("lrpath: WARNING: disk: 0 bytes free") for line in warnings)
         assert error.startswith(f"lrpath: error: {small_disk}")
         assert error.endswith(": No space left on device. Free disk space and call again.")
-    outcome = train(words)
+    outcome = train(argv)
     assert outcome.status == [1], outcome.output
     assert "Traceback" not in outcome.output
     assert "No space left on device. Free disk space and call again." in outcome.output
     (small_disk / BALLAST).unlink()
-    train(words).ok()
+    train(argv).ok()
 
 
 def test_a_history_is_truncated_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

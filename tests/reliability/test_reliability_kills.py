@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, runs end as the undisturbed ones and leave nothing behind."""
+"""Runs that are killed at any moment and restarted end like undisturbed ones and leave no other files."""
 
 from __future__ import annotations
 

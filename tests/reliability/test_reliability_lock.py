@@ -26,18 +26,18 @@ HOLD = (
 
 
 def hold(root: Path, patience: float = runlock.PATIENCE) -> runlock.RunLock:
-    """The lock on a folder, which no other process takes over here."""
+    """Return the lock on a folder; fail if another process takes it over."""
     return runlock.hold(root, lambda owner: pytest.fail(f"{owner} took it over"), patience)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats of a tenth of a second."""
+    """Set the heartbeat to a tenth of a second."""
     monkeypatch.setattr(runlock, "BEAT", 0.1)
 
 
 def test_a_second_launch_is_refused_and_names_the_first(tmp_path: Path) -> None:
-    """And is let in as soon as the first is killed."""
+    """It is accepted as soon as the first process is killed."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
@@ -57,11 +57,11 @@ def test_a_released_lock_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def write_elsewhere(root: Path, beat: int, **owner: str) -> None:
-    """What an owner on another machine, or in another container, writes into the lock file."""
+    """Write the lock file as an owner on another machine, or in another container, does."""
     record = {"pid": 4711, "host": "elsewhere", "since": 1, "beat": beat, **owner}
     path = root / LOCK_NAME
     path.touch()
-    with path.open("r+b") as stream:  # as RunLock writes: at no moment is the file empty
+    with path.open("r+b") as stream:  # as RunLock writes: the file is never empty
         stream.truncate(stream.write(json.dumps(record).encode()))
 
 
@@ -69,7 +69,7 @@ def write_elsewhere(root: Path, beat: int, **owner: str) -> None:
 def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(
     tmp_path: Path, owner: dict[str, str]
 ) -> None:
-    """Where flock does not reach the other machine, or container, which may have this one's name."""
+    """flock does not reach the other machine or container, which may have the same name as this machine."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -90,7 +90,7 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(
 
 
 def test_two_owners_with_one_name_process_id_and_second_are_distinguished(tmp_path: Path) -> None:
-    """As two containers have them, each with a lock that does not reach the other."""
+    """Two containers may have them, each with a lock that does not reach the other."""
     (tmp_path / LOCK_NAME).touch()
     first, second = (runlock.RunLock(tmp_path, None, pytest.fail) for _ in range(2))
     second.start()
@@ -108,7 +108,7 @@ def test_a_dead_owner_on_another_machine_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path) -> None:
-    """It was away for longer than a successor waits; the file keeps the successor's name."""
+    """The owner was suspended for longer than a successor waits; the file keeps the successor's name."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
@@ -144,7 +144,7 @@ def test_a_disk_without_locks_is_guarded_by_the_heartbeat(
 
 
 def second_of_two(root: Path, first: runlock.RunLock) -> None:
-    """A second launch on the same disk, distinguished from this process's first by another name."""
+    """Simulate a second launch on the same disk, distinguished from the first by its host name."""
     original = socket.gethostname
     socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
     try:

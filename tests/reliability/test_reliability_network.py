@@ -58,7 +58,7 @@ def test_ranks_meet_despite_an_earlier_secret_and_foreign_values(tmp_path: Path)
     assert other.wait(["share/1"], PATIENCE) == [{"start": 7}]
     store.set("lrpath/report", "rubbish")
     assert [other.claim("report", 1), one.claim("report", 0)] == [1, 1]
-    store.set("lrpath/share/1", store.get("lrpath/report"))  # signed, for another place
+    store.set("lrpath/share/1", store.get("lrpath/report"))  # signed, for another key
     assert other.get("share/1") is None
     assert not file.exists()
 
@@ -105,7 +105,7 @@ def test_an_end_without_a_reason_is_reported(
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0].claim()  # and then it is gone
+    assert found[0].claim()  # and then the file is removed
     found[1]._see_reason(0)
     assert "rank 0 ended the run before the first step and gave no reason" in capsys.readouterr().err
     found[0].leave()

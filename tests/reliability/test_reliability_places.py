@@ -1,4 +1,4 @@
-"""Where a run may lie and what it writes: long paths, a umask, a checkout that is read-only."""
+"""Location of a run and its files: long paths, a umask, a checkout that is read-only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.training.test_training_rates import words_without_plan
 
 
 def longest_below(folder: Path) -> Path:
-    """A folder with the longest path that is allowed for runs."""
+    """Return a folder with the longest path that is allowed for runs."""
     room = PATH_LIMIT - ROOM - len(os.fsencode(folder))
     parts, rest = divmod(room, 200)
     names = ["x" * 199] * (parts - 1) + ["x" * 100, "x" * (rest + 98)]
@@ -28,13 +28,13 @@ def longest_below(folder: Path) -> Path:
 
 
 def test_a_run_at_the_longest_path_is_readable_by_its_group_and_writes_nowhere_else(tmp_path: Path) -> None:
-    """So that a shared checkout and a shared virtual environment may be read-only."""
+    """A shared checkout and a shared virtual environment may therefore be read-only."""
     make_plan(tmp_path, (6,))
     place = longest_below(tmp_path)
-    words = [*words_without_plan(tmp_path / "plan.yaml", tmp_path), "--lr", "0.01", "--lr-path", "main"]
-    words += ["--train-iters", "4", "--save", str(place), "--tensorboard-dir", str(place / "tensorboard")]
-    train([*words, "--exit-interval", "2"]).ok()
-    written = train(words, probe="written_for_a_group").ok().probed[0]
+    argv = [*words_without_plan(tmp_path / "plan.yaml", tmp_path), "--lr", "0.01", "--lr-path", "main"]
+    argv += ["--train-iters", "4", "--save", str(place), "--tensorboard-dir", str(place / "tensorboard")]
+    train([*argv, "--exit-interval", "2"]).ok()
+    written = train(argv, probe="written_for_a_group").ok().probed[0]
     assert complete_steps(place) == [2, 4]
     shared = [str(Path(megatron_lrpath.__file__).parents[1]), sys.prefix]
     assert any(path.startswith(str(place)) for path in written)

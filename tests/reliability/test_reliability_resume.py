@@ -1,4 +1,4 @@
-"""Stopped and resumed at any step, a run ends with exactly the bytes of the undisturbed one."""
+"""A run that is stopped and resumed at any step ends with exactly the bytes of the undisturbed run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.training_fixtures import MODEL, history, make_plan, run_words
 
 pytestmark = pytest.mark.slow
 
-# dropout: a random state that is not restored shows
+# dropout: reveals a random state that is not restored
 DROPOUT = MODEL | {"attention_dropout": 0.1, "hidden_dropout": 0.1}
 Run = tuple[str, str]
 RUNS = (("ours", "main"), ("ours", "branch-v2"), ("ptfs", "scratch-v2"), ("cpt", "continual-v2"))
-FIRST = ("ptfs", "scratch-v1")  # what continual-v2 starts from
+FIRST = ("ptfs", "scratch-v1")  # parent of continual-v2
 LAYOUTS = {
     "single": (1, (), 2),
     "tp2-async": (2, ("--tensor-model-parallel-size", "2", "--async-save"), 1),
@@ -29,14 +29,14 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan's data."""
+    """Return a folder with a plan's data."""
     folder = tmp_path_factory.mktemp("data")
     make_plan(folder, (4, 4), model=DROPOUT)
     return folder
 
 
 def plan_with_output(data: Path, output: Path) -> Path:
-    """The plan with another output folder, and so another plan file."""
+    """Write the plan with another output folder, next to that folder; return its path."""
     plan = output.with_suffix(".yaml")
     keys = yaml.safe_load((data / "plan.yaml").read_text()) | {"output": str(output)}
     plan.write_text(yaml.safe_dump(keys, sort_keys=False))
@@ -47,13 +47,13 @@ def plan_with_output(data: Path, output: Path) -> Path:
 def test_a_resumed_run_ends_with_the_bytes_of_the_undisturbed_one(
     tmp_path: Path, data: Path, layout: str
 ) -> None:
-    """Main path, branch, from scratch and continual: weights, moments, rates, random states, losses."""
+    """Weights, moments, rates, random states and losses are compared, for all kinds of runs."""
     nproc, flags, interruptions = LAYOUTS[layout]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     plan = plan_with_output(data, whole)
     for run in (FIRST, *RUNS):
         train(run_words(plan, *run, *flags), nproc).ok()
-    shutil.copytree(whole, broken, symlinks=True)  # the parents are the undisturbed ones
+    shutil.copytree(whole, broken, symlinks=True)  # the parents are those of the undisturbed runs
     plan = plan_with_output(data, broken)
     for run in RUNS:
         stops = random_stops(whole, run, interruptions)
@@ -69,19 +69,19 @@ def test_a_resumed_run_ends_with_the_bytes_of_the_undisturbed_one(
 
 
 def random_stops(output: Path, run: Run, number: int) -> list[int]:
-    """Up to `number` steps of a run, ascending; its last is not among them."""
+    """Return up to `number` steps of a run, ascending, without its last step."""
     lines = history(folder_of(output, run))
     steps_before = range(lines[0]["step"], lines[-1]["step"])
     return sorted(random.sample(steps_before, k=min(number, len(steps_before))))
 
 
 def folder_of(output: Path, run: Run) -> Path:
-    """A run's folder."""
+    """Return a run's folder."""
     return output / run[0] / run[1]
 
 
 def last_checkpoint(output: Path, run: Run) -> Path:
-    """The checkpoint that a run ends with."""
+    """Return the last checkpoint of a run."""
     checkpoints = folder_of(output, run) / "checkpoints"
     last = latest_step(checkpoints)
     assert last is not None
@@ -89,7 +89,7 @@ def last_checkpoint(output: Path, run: Run) -> Path:
 
 
 def steps(folder: Path) -> list[tuple[float, ...]]:
-    """Step, rate, loss and gradient norm of every step in a run's history."""
+    """Return step, rate, loss and gradient norm of every step in a run's history."""
     lines = history(folder)
-    assert all(line["seconds"] > 0.003 for line in lines)  # that of the first step after a start, too
+    assert all(line["seconds"] > 0.003 for line in lines)  # also for the first step after a start
     return [tuple(line[key] for key in ("step", "lr", "loss", "grad_norm")) for line in lines]

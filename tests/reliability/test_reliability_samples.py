@@ -13,20 +13,20 @@ from tests.support.faults import train_with
 from tests.support.training_fixtures import launch, make_plan, run_words, train
 
 
-def print_samples(words: list[str]) -> None:
-    """The command, in a process that may import Megatron."""
+def print_samples(argv: list[str]) -> None:
+    """Run `lrpath samples` in a process that may import Megatron."""
     from megatron_lrpath.cli import main
 
-    raise SystemExit(main(["samples", *words]))
+    raise SystemExit(main(["samples", *argv]))
 
 
-def printed(*words: str) -> str:
-    """What `lrpath samples` prints."""
-    return launch("tests.reliability.test_reliability_samples:print_samples", list(words)).output
+def printed(*argv: str) -> str:
+    """Return the output of `lrpath samples`."""
+    return launch("tests.reliability.test_reliability_samples:print_samples", list(argv)).output
 
 
-def record_tokens(words: list[str]) -> None:
-    """Train, and write the tokens of each micro-batch to the file `words[0]`."""
+def record_tokens(argv: list[str]) -> None:
+    """Train, and write the tokens of each micro-batch to the file `argv[0]`."""
     from megatron_lrpath.training import forward, pretrain
 
     original, seen = forward.get_batch, []
@@ -34,21 +34,24 @@ def record_tokens(words: list[str]) -> None:
     def get_batch(*args: object) -> object:
         batch = original(*args)
         seen.append(batch["tokens"].tolist())
-        Path(words[0]).write_text(json.dumps(seen))
+        Path(argv[0]).write_text(json.dumps(seen))
         return batch
 
     forward.get_batch = get_batch
-    pretrain.main(words[1:])
+    pretrain.main(argv[1:])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short main path and scratch run trained, their tokens in `main.json`, `scratch-v2.json`."""
+    """Return a folder with a trained short main path and scratch run.
+
+    Their tokens are in `main.json` and `scratch-v2.json`.
+    """
     folder = tmp_path_factory.mktemp("trained")
     plan = make_plan(folder, (4, 4))
     for paradigm, run in (("ours", "main"), ("ptfs", "scratch-v2")):
-        words = [str(folder / f"{run}.json"), *run_words(plan, paradigm, run)]
-        launch("tests.reliability.test_reliability_samples:record_tokens", words).ok()
+        argv = [str(folder / f"{run}.json"), *run_words(plan, paradigm, run)]
+        launch("tests.reliability.test_reliability_samples:record_tokens", argv).ok()
     return folder
 
 
@@ -74,8 +77,8 @@ def test_documents_and_the_steps_facts_are_printed(trained: Path) -> None:
 
 def test_a_skipped_batch_is_printed_as_such(tmp_path: Path) -> None:
     spikes = ("--loss-spike-window", "4", "--loss-spike-action", "skip")
-    words = run_words(make_plan(tmp_path, (8, 8)), "ours", "main", *spikes)
-    outcome = train_with(["large:6:1.5"], words).ok()
+    argv = run_words(make_plan(tmp_path, (8, 8)), "ours", "main", *spikes)
+    outcome = train_with(["large:6:1.5"], argv).ok()
     assert "step 6: loss spike" in outcome.output
     text = printed(str(tmp_path / "runs/ours/main"), "--step", "6")
     assert "step 6: samples 20 to 23 (lr 0.01, loss " in text
@@ -86,7 +89,7 @@ def test_a_skipped_batch_is_printed_as_such(tmp_path: Path) -> None:
 def test_after_a_version_was_appended_the_earlier_steps_have_the_samples_they_had(
     trained: Path, tmp_path: Path
 ) -> None:
-    """And the steps to come show what they will read."""
+    """The steps to come show the samples that they will read."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "plan.yaml").unlink()
     plan = make_plan(tmp_path, (4, 4, 4))
@@ -100,7 +103,7 @@ def test_after_a_version_was_appended_the_earlier_steps_have_the_samples_they_ha
 
 
 def samples_in(answer: str) -> list[dict[str, Any]]:
-    """The samples in the command's JSON."""
+    """Return the samples in the command's JSON."""
     return list(json.loads(answer)["samples"])
 
 

@@ -1,4 +1,4 @@
-"""A rank that hangs ends the run, with its name; saves, evaluations and a stopped machine do not."""
+"""A rank that hangs ends the run and is named; saves, evaluations and a suspended machine do not end it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SOON = ("--rank-timeout", "0.03")
 )
 def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, fault: str, said: str) -> None:
     plan = make_plan(tmp_path)
-    words = [*run_words(plan, "ours", "main"), *SOON]
-    ranks = Ranks.start("tests.support.faults:main", ["impatient", fault, "--", *words], 2)
+    argv = [*run_words(plan, "ours", "main"), *SOON]
+    ranks = Ranks.start("tests.support.faults:main", ["impatient", fault, "--", *argv], 2)
     still = int(fault[-1])
     ranks.processes[1 - still].join(PATIENCE)
     assert ranks.processes[1 - still].exitcode == 1
-    ranks.processes[still].kill()  # as a launcher does; a stopped process takes no other signal
+    ranks.processes[still].kill()  # as a launcher does; a stopped process receives no other signal
     outcome = ranks.outcome(PATIENCE)
     start, end = said.split(" (process {} on {}) ")
     (line,) = [one for one in outcome.output.splitlines() if "has stalled" in one]
@@ -70,7 +70,7 @@ def test_only_steps_after_the_first_count_and_no_time_in_which_the_process_was_s
         look = next(looks)
         now[0] += 3600.0 if look == 60 else seconds  # stopped for an hour, once
         if look == 40:
-            clock.step_ended()  # the first step took its time
+            clock.step_ended()  # the first step was long
             peers.step = 1
         if look == 50:
             clock.step_begins()

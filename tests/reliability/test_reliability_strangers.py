@@ -14,7 +14,7 @@ from tests.support.training_fixtures import launch
 
 
 class Malicious:
-    """Leaves a file behind when it is unpickled the general way."""
+    """Writes a file when it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class Malicious:
 
 
 def write_checkpoint(folder: Path, common: object) -> None:
-    """A distributed checkpoint with only the object in which Megatron keeps its arguments."""
+    """Write a distributed checkpoint with only the object in which Megatron keeps its arguments."""
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -37,21 +37,21 @@ def write_checkpoint(folder: Path, common: object) -> None:
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
 
 
-def load_common(words: list[str]) -> None:
-    """Load it as a start does."""
+def load_common(argv: list[str]) -> None:
+    """Load the common state as a start does."""
     from megatron.core import dist_checkpointing
 
     from megatron_lrpath.training import seams
     from megatron_lrpath.training.session import Session
 
     seams.apply(Session("cpu"))
-    print(sorted(dist_checkpointing.load_common_state_dict(words[0])))
+    print(sorted(dist_checkpointing.load_common_state_dict(argv[0])))
 
 
-def load_refused(words: list[str]) -> None:
-    """The same, where the load is expected to be refused; what refuses it is printed."""
+def load_refused(argv: list[str]) -> None:
+    """Load the common state, and print the refusal."""
     try:
-        load_common(words)
+        load_common(argv)
     except BaseException as error:  # torch wraps it
         print(f"refused: {error}")
 
@@ -96,6 +96,6 @@ def test_the_traps_work_without_the_seams(tmp_path: Path, name: str) -> None:
     if name == "metadata":
         (folder / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
     state = {"common_state/shard_0_1": io.BytesIO()}
-    with suppress(BaseException):  # what the trap leaves is no checkpoint
+    with suppress(BaseException):  # the trap's result is no checkpoint
         dcp.load(state, checkpoint_id=folder, no_dist=True)
     assert trap.exists()

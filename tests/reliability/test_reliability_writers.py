@@ -1,6 +1,6 @@
-"""Commands that write, killed at moments that count and run two at once: old or new, whole, nothing left behind.
+"""Writing commands that are killed or run two at once leave complete files, old or new, and no others.
 
-`scripts/kill_writers.py` tries every moment of every command; here are a few.
+`scripts/kill_writers.py` tries every moment of every command; this file tries a few.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_and_two_at_once_do_no_harm(
 
 
 def write_and_die(target: Path, folder: bool) -> None:
-    """A process that is killed while it writes."""
+    """Write in a process that is killed meanwhile."""
     pid = os.fork()
     if pid == 0:
         if folder:

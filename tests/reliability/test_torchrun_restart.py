@@ -25,10 +25,10 @@ def test_a_killed_rank_is_started_again_and_each_step_is_trained_once(tmp_path: 
         hosts = ["--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-conf", "last_call_timeout=1"]
         hosts += ["--rdzv-endpoint", f"127.0.0.1:{free_ports(1)[0]}"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *hosts, "--max-restarts", "1"]
-    words = run_words(plan, "ours", "main", "--save-interval", "2")
+    argv = run_words(plan, "ours", "main", "--save-interval", "2")
     entry = ["--nproc-per-node", "2", "-m", "--", "tests.support.killed_once", str(tmp_path / "killed"), "5"]
     done = subprocess.run(
-        [*launcher, *entry, *words],
+        [*launcher, *entry, *argv],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

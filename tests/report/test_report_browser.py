@@ -1,4 +1,4 @@
-"""The report's page in a real browser: nothing overflows, every figure is seen, every picture's data come out of it."""
+"""The report's page in a real browser: no overflow, every figure visible, all data of the pictures there."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ addEventListener("load", async () => {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A written report, and next to it the same page with a script that looks at it."""
+    """Return the folder of a written report and the same page with a script that measures it."""
     plan = write_plan(tmp_path_factory.mktemp("browser"))
     write_tree(plan)
     write_slices(plan)
     page = write_report(make_report(plan, datetime(2026, 11, 23, tzinfo=UTC)), Path(plan.output) / "report")
     policy = re.compile(
         r'<meta http-equiv="Content-Security-Policy"[^>]*>'
-    )  # lets no script run, nor this one
+    )  # allows no script, so not this one
     probed = policy.sub("", page.read_text()).replace("</head>", PROBE + "</head>")
     page.with_name("probed.html").write_text(probed)
     return page.parent
 
 
-def browse(*words: str, cwd: Path) -> str:
-    """What the browser prints."""
+def browse(*argv: str, cwd: Path) -> str:
+    """Return the browser's output."""
     assert BROWSER
     shared = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     profile = f"--user-data-dir={cwd / 'profile'}"
-    command = [BROWSER, *shared, profile, "--virtual-time-budget=10000", *words]
+    command = [BROWSER, *shared, profile, "--virtual-time-budget=10000", *argv]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
 def seen_at(width: int, folder: Path) -> dict[str, Any]:
-    """What the script saw in a window of this width."""
+    """Return the script's measurements in a window of this width."""
     page = (folder / "probed.html").as_uri()
     document = browse(f"--window-size={width},900", "--dump-dom", page, cwd=folder)
     found = re.search(r'<pre id="probe">(.*?)</pre>', document, re.DOTALL)

@@ -26,7 +26,7 @@ SCORES = {
 
 
 def write_scores(plan: Plan, paradigm: str, run: str, scores: tuple[float, ...], **changes: Any) -> None:
-    """What `lrpath eval --tasks` leaves in a run's folder."""
+    """Write the file that `lrpath eval --tasks` leaves in a run's folder."""
     settings = {"limit": None, "num_fewshot": None, "chat": False} | changes.pop("settings", {})
     results = {
         task: {
@@ -45,7 +45,7 @@ def write_scores(plan: Plan, paradigm: str, run: str, scores: tuple[float, ...],
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """A trained and evaluated plan of three versions; the second is measured on two benchmarks."""
+    """Return a trained and evaluated plan of three versions; the second is measured on two benchmarks."""
     plan = write_plan(tmp_path, versions=3)
     write_tree(plan)
     write_slices(plan)
@@ -55,7 +55,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def rows(plan: Plan) -> list[list[str]]:
-    """The table's texts."""
+    """Return the table's texts."""
     table = downstream_table(collect(plan))
     assert table
     return [list(table.header), *([cell.text for cell in row] for row in table.rows)]
@@ -75,7 +75,7 @@ def test_the_table_has_the_form_of_table_4(plan: Plan) -> None:
 
 def test_missing_scores_are_left_empty(plan: Plan) -> None:
     write_scores(plan, "ours", "branch-v3", (0.5,), settings={"limit": 20})
-    write_scores(plan, "cpt", "continual-v2", (0.9, 0.9), step=1)  # of another step
+    write_scores(plan, "cpt", "continual-v2", (0.9, 0.9), step=1)  # a record of another step
     shown = rows(plan)
     assert [row[1] for row in shown[1:]] == ["Ours", "PTFS", "Ours"]
     assert shown[3] == ["v3", "Ours", "50.00", "–", "–"]

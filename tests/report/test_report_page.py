@@ -1,4 +1,4 @@
-"""The report's page is whole, self-contained, safe, and shows clearly when something is missing or wrong."""
+"""The report's page is complete, self-contained, safe, and shows clearly what is missing or wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIGURES = ("learning-rates", "perplexity-cost", "loss-curves")
 
 
 def written(plan: Plan, report: Report | None = None) -> tuple[str, str]:
-    """Write the report (a new one if none is given); the page and the Markdown."""
+    """Write the report (a new one if none is given); return the page and the Markdown."""
     folder = Path(plan.output) / "report"
     page = write_report(report or make_report(plan, NOW), folder)
     return page.read_text(), (folder / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""The report's check of the learning rates finds every rate that is not the plan's, and nothing else."""
+"""The report's check of the learning rates detects every rate that differs from the plan, and no other."""
 
 from __future__ import annotations
 

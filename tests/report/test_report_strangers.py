@@ -25,7 +25,7 @@ HOSTILE = (
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    """The page of a plan with foreign advice."""
+    """Return the page of a plan with foreign advice."""
     plan: Plan = write_plan(tmp_path)
     folder = Path(plan.output) / ADVICE
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The report's tables say what the evaluations say: the paper's form, the best in bold, nothing invented."""
+"""The report's tables agree with the evaluations: the paper's form, the best in bold, nothing invented."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluation(plan, paradigm, name, perplexity, **others):
 
 
 def set_table(plan, ptfs, cpt, ours):
-    """Perplexities of v2 and v3."""
+    """Write perplexities of v2 and v3."""
     for paradigm, values in (("ptfs", ptfs), ("cpt", cpt), ("ours", ours)):
         for version, value in zip(("v2", "v3"), values, strict=True):
             evaluation(plan, paradigm, f"{KINDS[paradigm]}-{version}", value)
@@ -90,7 +90,7 @@ def test_a_missing_perplexity_is_a_dash_and_means_are_over_common_versions(plan)
 
 
 def test_a_report_of_ours_alone_is_whole(tmp_path):
-    """Without the key `paradigms` a plan is of ours and of what is in the output: nothing of the others is missing."""
+    """A plan without the key `paradigms` has ours and what is in the output: no other paradigm is missing."""
     plan = write_plan(tmp_path, versions=3)
     plan.path.write_text(plan.path.read_text().replace("paradigms: [ours, ptfs, cpt]\n", ""))
     plan = load_plan(plan.path)

@@ -1,4 +1,4 @@
-"""Breaks: printed at the start, recorded, shown by status and report; a replaced start is no break."""
+"""Breaks are printed at the start, recorded, and shown by status and report; a replaced start is no break."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ONE = {"device": "NVIDIA H100", "world_size": 8, "layout": {"tensor_model_parall
         ([start(0)], start(40, **ONE, kernels="adam"), []),
         ([start(0)], start(40, **ONE), []),  # an older version recorded less
         ([start(0), start(40, "2.10.0")], start(40), []),  # nothing is left of the second start
-        ([start(0), start(40, "2.10.0")], start(30), []),  # a rewind has gone back before it
+        ([start(0), start(40, "2.10.0")], start(30), []),  # a rewind returned to an earlier step
         ([start(0, "2.10.0")], start(0), []),  # begun again
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The layout that first weights depend on, in the identity of a run that draws them on GPUs."""
+"""The layout that determines the first weights is part of the identity of a run that draws them on GPUs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SIZES = ("tensor_model_parallel_size", "expert_model_parallel_size", "expert_ten
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """A plan of all paradigms."""
+    """Return a plan of all paradigms."""
     return plan_with(tmp_path)
 
 
 def arguments(tensor: int, on_cpu: bool = False) -> Namespace:
-    """Megatron's arguments of a layout; on GPUs it draws weights there unless it is asked for the CPU."""
+    """Return Megatron's arguments of a layout; on GPUs it draws weights there unless `on_cpu` is set."""
     return Namespace(use_cpu_initialization=on_cpu, **dict(zip(SIZES, (tensor, 1, tensor), strict=True)))
 
 
 def start(plan: Plan, paradigm: str, name: str, drawn: dict[str, Any] | None) -> dict[str, Any]:
-    """Record a start of a run; what its identity then holds of the first weights."""
+    """Record a start of a run; return its identity afterwards."""
     run = plan.run(paradigm, name)
     lineage.write_lineage(plan.folder(run), run_identity(plan, run), None, 0, 1, None, None, drawn)
     found: dict[str, Any] = lineage.read_lineage(plan.folder(run)) or {}

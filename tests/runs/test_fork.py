@@ -20,7 +20,7 @@ from tests.support.plan_text import plan_with
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A main path with checkpoints of steps 40 and 100."""
+    """Return the folder of a main path with checkpoints of steps 40 and 100."""
     folder = tmp_path / "main"
     for step in (40, 100):
         save(folder / "checkpoints", step)

@@ -1,4 +1,4 @@
-"""The cause of a failure is passed on as data: its writer, its precedence, and the part of torchrun."""
+"""The cause of a failure is passed on as data: its writer, its precedence, and torchrun's part."""
 
 from __future__ import annotations
 
@@ -141,14 +141,14 @@ def test_a_newer_version_may_write_more(file):
 
 def test_a_disk_that_refuses_the_file_hides_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv(failure.VARIABLE, str(tmp_path / "file" / "error.json"))
-    (tmp_path / "file").touch()  # no folder
+    (tmp_path / "file").touch()  # not a folder
     with pytest.raises(KeyError), failure.recorded():
         raise KeyError("x")
 
 
 def test_without_a_launcher_the_run_folder_has_it_and_a_new_start_forgets_the_old_one(tmp_path, monkeypatch):
     monkeypatch.delenv(failure.VARIABLE, raising=False)
-    failure.record_error(CAUSE)  # nowhere to write to, and no error
+    failure.record_error(CAUSE)  # there is no file to write, and no error
     failure.write(tmp_path / "error.json", failure.of_error(KeyError("old")))
     monkeypatch.setenv("RANK", "1")
     failure.use_folder(tmp_path)
@@ -162,7 +162,7 @@ def test_without_a_launcher_the_run_folder_has_it_and_a_new_start_forgets_the_ol
 
 
 def under_torchrun(file: Path, *ends: str) -> int:
-    """The exit status of ranks that end so."""
+    """Return the exit status of ranks that end so under torchrun."""
     command = torchrun.Ranks("tests.support.ends", tuple(ends), len(ends)).command
     environment = {**os.environ, failure.VARIABLE: str(file), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""What is read from a run's folder: histories that are being written, checkpoints, locks."""
+"""Files read from a run's folder: histories that are being written, checkpoints, locks."""
 
 from __future__ import annotations
 

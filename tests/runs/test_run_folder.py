@@ -1,4 +1,4 @@
-"""A run folder outlives the code that wrote it, and a copy; `docs/run-folder.md` describes what is in it."""
+"""A run folder outlives the code that wrote it, and a copy; `docs/run-folder.md` describes its content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def unpacked(folder: Path) -> Path:
-    """The tree that commit 3727f45 left: its paths are relative to the folder."""
+    """Unpack the tree that commit 3727f45 wrote, with paths relative to the folder; return the folder."""
     with tarfile.open(EARLIER) as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -44,20 +44,20 @@ def unpacked(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The earlier tree, whose stopped branch was trained to its end and evaluated today, and a report written."""
+    """Return the earlier tree with its stopped branch trained to the end, evaluated and reported today."""
     folder = unpacked(tmp_path_factory.mktemp("earlier"))
     with chdir(folder):
         train(run_words(Path("plan.yaml"), "ours", "branch-v2")).ok()
         targets = ["ours/branch-v2", *(f"ours/main@{step}" for step in MAIN_STEPS)]
-        words = ["--plan", "plan.yaml", "--device", "cpu", "--runs", *targets]
-        launch("megatron_lrpath.evaluate.worker:main", words).ok()
+        argv = ["--plan", "plan.yaml", "--device", "cpu", "--runs", *targets]
+        launch("megatron_lrpath.evaluate.worker:main", argv).ok()
         assert lrpath(["report", "plan.yaml"]) == 0
     return folder
 
 
 @pytest.fixture
 def copy(continued: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy in which every file is younger than those that were made after it; the working directory."""
+    """Yield a copy in which every file is younger than its successors, as the working directory."""
     folder = tmp_path / "copy"
     shutil.copytree(continued, folder)
     files = sorted(folder.rglob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -72,7 +72,7 @@ def run_folder(plan: Plan, name: str) -> RunFolder:
 
 
 def jobs(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What `lrpath submit` would do about each job."""
+    """Return the action of `lrpath submit` for each job."""
     capsys.readouterr()
     place = ["--nodes", "1", "--gpus-per-node", "0", "--tasks-per-node", "1"]
     assert lrpath(["submit", "plan.yaml", "--paradigm", "ours", "--dry-run", "--json", *place]) == 0
@@ -119,8 +119,8 @@ def test_an_earlier_run_is_trained_to_its_end(continued: Path) -> None:
 
 
 def test_an_earlier_model_is_exported(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["export", "plan.yaml", "--paradigm", "ours", "--run", "branch-v1", "--output", "model"]
-    launch("tests.support.export_worker:commands", [json.dumps(words)]).ok()
+    argv = ["export", "plan.yaml", "--paradigm", "ours", "--run", "branch-v1", "--output", "model"]
+    launch("tests.support.export_worker:commands", [json.dumps(argv)]).ok()
     card = (copy / "model/README.md").read_text()
     assert (copy / "model/model.safetensors").is_file()
     assert "127.5475" in card
@@ -197,14 +197,14 @@ def test_a_new_evaluation_of_an_old_training_is_compared_with_the_checkpoint(cop
 
 
 def tables(heading: str) -> dict[str, str]:
-    """The first column of the tables below a heading, without its marks -> the rest of the row."""
+    """Return the tables below a heading: first column without its marks -> the rest of the row."""
     section = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(heading)]
     return {match[1]: match[2] for match in re.finditer(r"^\| `([^`]+)` \|(.*)$", text, re.MULTILINE)}
 
 
 def fields(value: Any, place: str = "") -> set[str]:
-    """The fields of an object and of the objects in its lists, as the page names them."""
+    """Return the fields of an object and of the objects in its lists, as the page names them."""
     found: set[str] = set()
     for name, inner in value.items():
         found.add(place + name)

@@ -1,4 +1,4 @@
-"""Learning-rate paths: the paper's values, and what holds for every schedule, length and unit."""
+"""Learning-rate paths: the paper's values, and properties of every schedule, length and unit."""
 
 import json
 import math

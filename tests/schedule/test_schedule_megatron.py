@@ -10,14 +10,14 @@ WARMUP, END = 64, 1064
 
 
 class FakeOptimizer:
-    """What Megatron's scheduler needs of an optimizer: groups that it writes a rate into."""
+    """Optimizer with only the groups into which Megatron's scheduler writes a rate."""
 
     def __init__(self) -> None:
         self.param_groups: list[dict] = [{}]
 
 
 def megatron_rates(style: str, max_lr: float, min_lr: float, warmup: int, **wsd: object) -> list[float]:
-    """The rates that Megatron's scheduler sets at positions 0 … END."""
+    """Return the rates that Megatron's scheduler sets at positions 0 … END."""
     scheduler = pytest.importorskip("megatron.core.optimizer_param_scheduler").OptimizerParamScheduler(
         FakeOptimizer(),
         init_lr=0.0,

@@ -1,4 +1,4 @@
-"""A style is one row: adding it is one call, and neither its branch nor a knob of it can be forgotten."""
+"""A style is one row: one call adds it, and neither its branch nor one of its knobs can be forgotten."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def square(u: float) -> float:
-    """1 − u²."""
+    """Return 1 − u²."""
     return 1 - u * u
 
 
@@ -51,22 +51,22 @@ QUADRATIC = Style(
 
 @pytest.fixture
 def quadratic() -> Iterator[Style]:
-    """The style, registered for one test."""
+    """Register the style for one test."""
     register(QUADRATIC)
     yield QUADRATIC
     del STYLES[QUADRATIC.name]
 
 
-def train_with_quadratic(words: list[str]) -> None:
-    """A training in whose process the style is registered."""
+def train_with_quadratic(argv: list[str]) -> None:
+    """Train in a process in which the style is registered."""
     from megatron_lrpath.training.pretrain import main
 
     register(QUADRATIC)
-    main(words)
+    main(argv)
 
 
 def curve(schedule: Schedule, shape: str) -> list[float]:
-    """All rates of a curve of 40 positions."""
+    """Return all rates of a curve of 40 positions."""
     path = LRPath(schedule, shape, 0, 40, warmup=4 if shape == "whole" else 0)
     return [path.lr_at(position) for position in range(41)]
 
@@ -186,7 +186,7 @@ def test_a_knob_changes_the_curves_and_identities_of_the_styles_that_read_it_alo
     first, second = (plan_with(tmp_path, schedule={"style": style} | more) for more in ({}, {knob: value}))
     for run in (run for paradigm in PARADIGMS for run in first.runs(paradigm)):
         same = run_identity(first, run) == run_identity(second, second.run(run.paradigm, run.name))
-        # A branch continues from the main path, which reads no knob; the others have whole curves alone.
+        # A branch continues from the main path, which reads no knob; the others have whole curves only.
         assert same != changed.get(run.path.shape, False), run.name
 
 

@@ -1,4 +1,4 @@
-"""Chat lines become messages, tokens with a mask of the answers, and packed samples; bad ones are listed."""
+"""Chat lines become messages, tokens with a mask of the answers, and packed samples; bad lines are listed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OWN += "{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
 def encoder(folder: Path, **sft: Any) -> ChatEncoder:
-    """The encoder of a plan whose `sft` has these keys."""
+    """Return the encoder of a plan whose `sft` has these keys."""
     section = {"data": "chat.jsonl", "epochs": 1, "max_lr": 1e-3} | sft
     return build_encoder(plan_with(folder, tokenizer=TOKENIZER, sft=section))
 
 
 def learned(encoder: ChatEncoder, messages: list[dict[str, str]]) -> list[str]:
-    """The stretches of a conversation that are learned, as text."""
+    """Return the parts of a conversation that are learned, as text."""
     example = encoder.encode(messages)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], example.answers, [0]])))
     stretches = [example.tokens[start:end].tolist() for start, end in edges.reshape(-1, 2)]
@@ -203,7 +203,7 @@ def test_data_are_prepared_once_and_again_where_they_changed(tmp_path: Path) -> 
     write_lines(tmp_path / "chat.jsonl", conversations(30))
     with pytest.raises(UserError, match="the content of the data files changed since"):
         prepare(plan)
-    (tmp_path / "chat.jsonl").unlink()  # what is prepared does not need its sources
+    (tmp_path / "chat.jsonl").unlink()  # prepared data do not need their sources
     assert prepare(plan)["train"]["examples"] == 50
 
 
@@ -226,7 +226,7 @@ def test_the_old_data_are_kept_until_the_new_data_are_complete(tmp_path: Path) -
 
 
 def test_data_of_earlier_versions_count_until_they_are_prepared_again(tmp_path: Path) -> None:
-    """They are next to their record, which names no folder."""
+    """The data are next to their record, which names no folder."""
     plan = load_plan(sft_plan(tmp_path))
     record = prepare(plan)
     assert record.pop("folder") == "data-1"

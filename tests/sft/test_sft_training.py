@@ -1,4 +1,4 @@
-"""Fine-tuning: from a version's weights, on answers alone, examples kept apart, resumed, evaluated, exported."""
+"""Fine-tuning: from a version's weights, on answers only, examples apart, resumed, evaluated, exported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RUN = ("ours", "sft-v1")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version trained and fine-tuned; its micro-batches in rows.json, both models exported."""
+    """Return a folder with a trained and a fine-tuned version, the micro-batches (rows.json) and exports."""
     folder = tmp_path_factory.mktemp("sft")
     plan = sft_plan(folder)
     for run in ("main", "branch-v1"):
@@ -51,12 +51,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def last_step(folder: Path) -> int:
-    """The last step of the fine-tuning."""
+    """Return the last step of the fine-tuning."""
     return load_plan(folder / "plan.yaml").run(*RUN).last_step
 
 
 def mean_answer_loss(model: Path, examples: list[tuple[list[int], list[int]]]) -> float:
-    """The mean cross-entropy of the answers' tokens, example by example in transformers, by hand."""
+    """Return the mean cross-entropy of the answers' tokens, computed per example with transformers."""
     from transformers import AutoModelForCausalLM
 
     llama = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -72,7 +72,7 @@ def mean_answer_loss(model: Path, examples: list[tuple[list[int], list[int]]]) -
 
 
 def examples_of(rows: list[dict[str, Any]], folder: Path) -> list[tuple[list[int], list[int]]]:
-    """The prepared examples in these micro-batches, identified by their tokens."""
+    """Return the prepared examples in these micro-batches, identified by their tokens."""
     prepared = prepared_examples(folder)
     flat = [row for batch in rows for row in batch["tokens"]]
     text = ["," + ",".join(map(str, row)) + "," for row in flat]
@@ -82,7 +82,7 @@ def examples_of(rows: list[dict[str, Any]], folder: Path) -> list[tuple[list[int
 
 
 def prepared_examples(folder: Path) -> list[tuple[list[int], list[int]]]:
-    """Tokens and mask of every prepared example."""
+    """Return tokens and mask of every prepared example."""
     base = folder / "runs/sft/data-1"
     lengths = np.frombuffer((base / "train_tokens.idx").read_bytes()[34:], dtype="<i4")[:40]
     cuts = np.cumsum(lengths)[:-1]
@@ -92,7 +92,7 @@ def prepared_examples(folder: Path) -> list[tuple[list[int], list[int]]]:
 
 
 def test_the_loss_is_that_of_the_answers_of_each_example_alone(trained: Path) -> None:
-    """The first step's loss against transformers, from the version's weights: masks, packing, start at once."""
+    """The first step's loss equals that of transformers with the version's weights: masks, packing, start."""
     rows = json.loads((trained / "rows.json").read_text())[:2]
     step = examples_of(rows, trained)
     assert len(step) > 4  # several examples in a sample
@@ -110,7 +110,7 @@ def test_every_example_is_seen_in_every_epoch(trained: Path) -> None:
     rows = [row for batch in batches for row in batch["tokens"]]
     assert plan.sft is not None
     for epoch in (rows[:samples], rows[samples : 2 * samples]):
-        assert len(examples_of([{"tokens": epoch}], trained)) == 32  # of 40, a fifth held out
+        assert len(examples_of([{"tokens": epoch}], trained)) == 32  # of 40, with a fifth held out
     assert rows[:samples] != rows[samples : 2 * samples]
 
 
@@ -138,7 +138,7 @@ def test_the_run_is_one_like_all_others(trained: Path) -> None:
 
 
 def tuned_again(trained: Path, name: str, *extra: str, nproc: int = 1) -> tuple[Path, list[str]]:
-    """A plan with another output that has the trained version and the prepared data; the words of its run."""
+    """Make a plan with another output, the trained version and the data; return folder and command line."""
     output = trained / name
     (output / "ours").mkdir(parents=True)
     for part in ("ours/main", "ours/branch-v1", "sft"):
@@ -150,10 +150,10 @@ def tuned_again(trained: Path, name: str, *extra: str, nproc: int = 1) -> tuple[
 @pytest.mark.slow
 def test_a_resumed_fine_tuning_ends_with_the_same_bytes(trained: Path) -> None:
     before = digests(trained / "runs/ours/branch-v1")
-    folder, words = tuned_again(trained, "again")
+    folder, argv = tuned_again(trained, "again")
     for stop in (1, 3):
-        train([*words, "--exit-interval", str(stop)]).ok()
-    train(words).ok()
+        train([*argv, "--exit-interval", str(stop)]).ok()
+    train(argv).ok()
     step = f"checkpoints/iter_{last_step(trained):07d}"
     first, second = states(trained / "runs/ours/sft-v1" / step, folder / step)
     assert first == second
@@ -167,9 +167,9 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bytes(trained: Path) -> None:
     ids=["dp2", "tp2", "pp2"],
 )
 def test_every_layout_gives_the_same_losses(trained: Path, layout: tuple[str, ...]) -> None:
-    """Micro-batches with unequal numbers of answers, too: the loss is the mean over the whole batch's."""
-    folder, words = tuned_again(trained, "-".join(["layout", *layout[:1]]), *layout)
-    train([*words, "--micro-batch-size", "1"], nproc=2).ok()
+    """Micro-batches may have unequal numbers of answers: the loss is the mean over the whole batch."""
+    folder, argv = tuned_again(trained, "-".join(["layout", *layout[:1]]), *layout)
+    train([*argv, "--micro-batch-size", "1"], nproc=2).ok()
     steps = zip(history(folder), history(trained / "runs/ours/sft-v1"), strict=True)
     for here, there in steps:
         assert here["loss"] == pytest.approx(there["loss"], rel=2e-4)
@@ -177,8 +177,8 @@ def test_every_layout_gives_the_same_losses(trained: Path, layout: tuple[str, ..
 
 
 def test_evaluation_prints_both_perplexities(trained: Path) -> None:
-    words = ["--plan", str(trained / "plan.yaml"), "--device", "cpu", "--runs", "ours/sft-v1"]
-    launch("megatron_lrpath.evaluate.worker:main", words).ok()
+    argv = ["--plan", str(trained / "plan.yaml"), "--device", "cpu", "--runs", "ours/sft-v1"]
+    launch("megatron_lrpath.evaluate.worker:main", argv).ok()
     found = json.loads((trained / "runs/ours/sft-v1/eval.json").read_text())
     held = held_out(trained)
     assert len(held) == 8
@@ -190,15 +190,15 @@ def test_evaluation_prints_both_perplexities(trained: Path) -> None:
 
 
 def held_out(trained: Path) -> list[tuple[list[int], list[int]]]:
-    """The examples that were not trained on."""
+    """Return the examples that were not trained on."""
     seen = examples_of(json.loads((trained / "rows.json").read_text()), trained)
     return [one for one in prepared_examples(trained) if one not in seen]
 
 
 def test_megatrons_own_evaluation_looks_at_the_held_out_answers(trained: Path) -> None:
     last = str(last_step(trained))
-    _, words = tuned_again(trained, "watched", "--eval-interval", last, "--eval-iters", "2")  # all
-    output = train(words).ok().output
+    _, argv = tuned_again(trained, "watched", "--eval-interval", last, "--eval-iters", "2")  # all
+    output = train(argv).ok().output
     value = re.search(rf"validation loss at iteration {last} .*?lm loss value: (\S+)", output)
     assert value
     by_hand = mean_answer_loss(trained / "sft-v1-hf", held_out(trained))
@@ -228,19 +228,19 @@ def test_one_command_goes_from_the_plan_to_the_benchmarks_of_the_fine_tuned_mode
     trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     benchmark_data.write_own(trained / "tasks")
-    words = ["run", str(trained / "plan.yaml"), "--paradigm", "ours", "--run", "sft-v1", "--no-evaluate"]
-    words += ["--tasks", "GAOKAO", "--task-data", str(trained / "tasks"), "--device", "cpu", "--chat"]
-    assert main(words) == 0, (trained / "runs/logs/downstream.log").read_text()[-3000:]
+    argv = ["run", str(trained / "plan.yaml"), "--paradigm", "ours", "--run", "sft-v1", "--no-evaluate"]
+    argv += ["--tasks", "GAOKAO", "--task-data", str(trained / "tasks"), "--device", "cpu", "--chat"]
+    assert main(argv) == 0, (trained / "runs/logs/downstream.log").read_text()[-3000:]
     assert "ours/sft-v1 GAOKAO: " in capfd.readouterr().out
     stored = json.loads((trained / "runs/ours/sft-v1/downstream.json").read_text())
     assert stored["step"] == last_step(trained)
     assert stored["results"]["lrpath_gaokao"]["settings"]["chat"] is True
-    assert main([*words[: words.index("--tasks") + 1], "no-such-task"]) == 2  # before anything is trained
+    assert main([*argv[: argv.index("--tasks") + 1], "no-such-task"]) == 2  # before anything is trained
 
 
-def refusal(words: list[str]) -> str:
-    """The one message of a start that is refused."""
-    outcome = train(words)
+def refusal(argv: list[str]) -> str:
+    """Return the only message of a start that is refused."""
+    outcome = train(argv)
     assert outcome.status == [2], outcome.output[-3000:]
     assert "Traceback" not in outcome.output
     return outcome.output.partition("lrpath: error: ")[2]

@@ -32,7 +32,7 @@ HOSTILE = {
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short time, so that the test is."""
+    """Set a short time limit, to keep the test short."""
     monkeypatch.setattr(template, "SECONDS", 0.4)
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: small data, plans and trainings, stand-ins, a real Slurm cluster."""
+"""Helpers that the tests share: small data, plans and trainings, stand-ins, a real Slurm cluster."""
 
 from pathlib import Path
 

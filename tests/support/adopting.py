@@ -1,4 +1,4 @@
-"""`lrpath` calls in one forked process that has imported Megatron: their statuses and what they print."""
+"""Run `lrpath` commands in one forked process that has imported Megatron, and return statuses and output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def call(folder: Path, *calls: list[str]) -> tuple[list[int], str]:
-    """Call `lrpath` with each of these words in one process: the statuses, and all output."""
+    """Call `lrpath` with each of these argument lists in one process; return the statuses and all output."""
     from tests.support.training_fixtures import launch
 
     asked, answer = folder / "calls.json", folder / "statuses.json"
@@ -17,14 +17,14 @@ def call(folder: Path, *calls: list[str]) -> tuple[list[int], str]:
     return json.loads(answer.read_text()), output
 
 
-def main(words: list[str]) -> None:
-    """Call `lrpath` with each list of words in the JSON file `words[0]`; the statuses go to `words[1]`."""
+def main(argv: list[str]) -> None:
+    """Call `lrpath` with each argument list in the JSON file `argv[0]`; write the statuses to `argv[1]`."""
     from megatron_lrpath.cli import main as call
 
     statuses = []
-    for one in json.loads(Path(words[0]).read_text()):
+    for one in json.loads(Path(argv[0]).read_text()):
         print(f"== {' '.join(one)}", flush=True)
         statuses.append(call(one))
         sys.stdout.flush()
         sys.stderr.flush()
-    Path(words[1]).write_text(json.dumps(statuses))
+    Path(argv[1]).write_text(json.dumps(statuses))

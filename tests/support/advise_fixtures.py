@@ -15,13 +15,13 @@ from tests.support.plan_text import plan_with, versions
 
 LEVELS = (0.0, 0.02, -0.03, 0.04)
 TRUTH = np.array([np.log(2.6), np.log(0.6), np.log(0.5), np.log(0.2), 3.0, -0.8, 0.4, 0.15])
-"""Parameters of the law in the units of `small_plan`, as far from those expected as another model's may be."""
+"""Parameters of the law in the units of `small_plan`, as far from the expected ones as a model's may be."""
 
 
 def small_plan(
     folder: Path, steps: int = 400, alpha: float = 0.6, name: str = "small", count: int = 4
 ) -> Plan:
-    """A plan of `count` versions with its output in `folder`."""
+    """Return a plan of `count` versions with its output in `folder`."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     return plan_with(
@@ -30,13 +30,13 @@ def small_plan(
 
 
 def full_rates(plan: Plan, run: Run) -> F64:
-    """The rate of every step from the first to the run's last."""
+    """Return the rate of every step from the first to the run's last."""
     begin = main_rates(plan, run.first_step)
     return np.concatenate([begin, rates_of(run.path, run.first_step, run.last_step)])
 
 
 def true_losses(plan: Plan, run: Run, parameters: F64 = TRUTH) -> F64:
-    """The losses of the run's own steps by the law, a level for each version on top."""
+    """Return the losses of the run's own steps by the law, plus a level for each version."""
     steps = np.arange(run.first_step + 1, run.last_step + 1)
     read = read_drops(full_rates(plan, run), np.maximum(steps, 2), scale_of(plan))  # step 1 has the rate 0
     levels = np.resize(LEVELS, len(plan.versions))
@@ -46,7 +46,7 @@ def true_losses(plan: Plan, run: Run, parameters: F64 = TRUTH) -> F64:
 def write_losses(
     plan: Plan, parameters: F64 = TRUTH, noise: float = 0.005, shared: float = 0.02, seed: int = 0
 ) -> None:
-    """Histories of the main path and every branch; `shared` is the noise of batches that they all see."""
+    """Write histories of the main path and every branch; `shared` is the noise of the common batches."""
     rng = np.random.default_rng(seed)
     batches = rng.normal(0, shared, plan.timeline.ends[-1] + 1)
     for run in plan.runs("ours"):
@@ -56,7 +56,7 @@ def write_losses(
 
 
 def write_history(plan: Plan, run: Run, losses: F64) -> None:
-    """One run's history with these losses, from its first step on."""
+    """Write a run's history with these losses, from its first step on."""
     rates = full_rates(plan, run)
     folder = plan.folder(run)
     folder.mkdir(parents=True, exist_ok=True)

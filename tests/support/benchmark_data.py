@@ -12,13 +12,13 @@ AGI_OPEN = ("math", "gaokao-mathcloze")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows as JSON lines."""
+    """Write rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_own(folder: Path) -> None:
-    """C3, CSL and GAOKAO, as their authors write them; some of GAOKAO's cannot be asked for one letter."""
+    """Write C3, CSL and GAOKAO as their authors do; some GAOKAO answers have more than one letter."""
     questions = [
         {"question": "他们在哪儿？", "choice": ["学校", "家", "商店"], "answer": "家"},
         {"question": "几点了？", "choice": ["三点", "四点"], "answer": "三点"},
@@ -45,7 +45,7 @@ def write_own(folder: Path) -> None:
 
 
 def write_harness(folder: Path, tasks: Iterable[Any]) -> None:
-    """Two rows of every data set (and configuration) that these tasks of the harness read, by their families."""
+    """Write two rows of every data set (and configuration) that these tasks of the harness read."""
     for task in tasks:
         dataset, config = task["dataset_path"], task.get("dataset_name")
         place = folder / dataset / (config or "data")
@@ -54,7 +54,7 @@ def write_harness(folder: Path, tasks: Iterable[Any]) -> None:
 
 
 def rows_of(dataset: str) -> dict[str, list[dict[str, Any]]]:
-    """Split -> two rows, with the columns of the data set."""
+    """Return two rows for each split, with the columns of the data set."""
     family, _, name = dataset.partition("/")
     if name == "gsm8k":
         row = {"question": "What is 2 + 3?", "answer": "2 + 3 = 5\n#### 5"}

@@ -1,4 +1,4 @@
-"""What commands print on a terminal of 80 columns: nothing wider, nothing cut off, tables of one style."""
+"""Check the output of commands on a terminal of 80 columns: width, nothing cut off, one table style."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ OTHER_STYLES = re.compile(r"[┏┃│━]|\w…")
 
 
 def require_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the output be a terminal of 80 columns."""
+    """Make the output a terminal of 80 columns."""
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
 
 
 def check_80_columns(shown: str, folder: Path, drawn: str = "") -> str:
-    """The output without colours; fails at a wider line, except for lines to copy and lines with the test's `folder`.
+    """Return the output without colors; fail at a line that is too wide or of another table style.
 
-    `drawn` are characters of lines that the output may have.
+    Lines to copy and lines with the test's `folder` may be wider. `drawn` are the allowed line characters.
     """
     text = ESCAPES.sub("", shown)
     lines = [line.rstrip() for line in text.splitlines() if not line.startswith(("next: ", "# sbatch"))]

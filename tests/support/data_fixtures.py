@@ -1,4 +1,4 @@
-"""Small real indexed datasets, and what a GPTDatasetConfig needs, for tests of slices and datasets."""
+"""Small real indexed datasets, and the parts of a GPTDatasetConfig, for tests of slices and datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_lrpath.data.slice import Slice, SliceSource
 
 
 class StubTokenizer:
-    """What GPTDataset asks of a tokenizer: ids, a vocabulary size and an identity."""
+    """Tokenizer with only what GPTDataset reads: ids, a vocabulary size and an identity."""
 
     def __init__(self, vocab_size: int = 60000, eod: int = 0, pad: int = -1) -> None:
         self.vocab_size, self.eod, self.pad, self.eos = vocab_size, eod, pad, eod
@@ -23,7 +23,7 @@ class StubTokenizer:
 
 
 def make_indexed_dataset(prefix: Path, documents: Sequence[Sequence[int]], dtype: Any = np.uint16) -> Path:
-    """Write `documents` (token ids) as PREFIX.bin and .idx with Megatron's builder; returns `prefix`."""
+    """Write `documents` (token ids) as PREFIX.bin and .idx with Megatron's builder; return `prefix`."""
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -36,15 +36,15 @@ def make_indexed_dataset(prefix: Path, documents: Sequence[Sequence[int]], dtype
 
 
 def make_random_dataset(prefix: Path, lengths: Sequence[int], seed: int = 0, first: int = 1) -> Path:
-    """Documents of these lengths, in which token ids count up from `first` (so that each is found again)."""
+    """Write documents of these lengths, with token ids counted up from `first`; return `prefix`."""
     ids = np.arange(first, first + sum(lengths)) % 65000
     return make_indexed_dataset(prefix, [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])])
 
 
 def make_lengths_dataset(prefix: Path, lengths: Sequence[int], mark: int = 0) -> Path:
-    """An indexed dataset with documents of these lengths and no tokens worth the name (a sparse .bin).
+    """Write an indexed dataset with documents of these lengths, without real tokens (a sparse .bin).
 
-    Needs no Megatron, and no disk for the missing tokens; `mark` distinguishes datasets of equal lengths.
+    Needs no Megatron, and no disk space for the tokens; `mark` distinguishes datasets of equal lengths.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     sizes = np.asarray(lengths, dtype="<i4")
@@ -62,7 +62,7 @@ def make_lengths_dataset(prefix: Path, lengths: Sequence[int], mark: int = 0) ->
 def make_slice(
     path: Path, sources: Sequence[tuple[Path, Sequence[int], str]], seed: int | None = 1, save: bool = True
 ) -> Slice:
-    """A slice of (prefix, documents, domain) at `path`, saved and loaded again."""
+    """Return a slice of (prefix, documents, domain) at `path`; with `save` it is saved and loaded again."""
     parts = []
     for prefix, documents, domain in sources:
         chosen = np.array(sorted(documents), dtype=np.int32)
@@ -76,7 +76,7 @@ def make_slice(
 
 
 def dataset_config(seq_length: int, cache: Path | None = None, **options: Any) -> Any:
-    """A GPTDatasetConfig as Megatron's arguments make it, without an attention mask."""
+    """Return a GPTDatasetConfig as Megatron's arguments make it, without an attention mask."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
     settings: dict[str, Any] = {

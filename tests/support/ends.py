@@ -1,8 +1,8 @@
-"""A rank that ends as its argument for it asks: `python -m tests.support.ends RANK0 RANK1 …`.
+"""A rank that ends as its argument requests: `python -m tests.support.ends RANK0 RANK1 …`.
 
-`ok`; `raise:TEXT` (RuntimeError); `complain:TEXT` (writes that exception and continues); `user:TEXT` (bad input,
-status 2); `exit:N`; `kill:N` (by signal N); `wait:FILE` (writes FILE, continues until SIGUSR2 and notes it there,
-then leaves with status 75). A rank whose end begins with `late ` is the last one to end.
+`ok`; `raise:TEXT` (RuntimeError); `complain:TEXT` (records that exception and continues); `user:TEXT` (bad
+input, status 2); `exit:N`; `kill:N` (by signal N); `wait:FILE` (writes FILE, continues until SIGUSR2, records
+it there, then exits with status 75). A rank whose end begins with `late ` ends last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_lrpath.runs import failure
 
 
 def main(argv: Sequence[str]) -> None:
-    """End."""
+    """End this rank as its argument requests."""
     how = argv[int(os.environ.get("RANK", "0"))]
     if how.startswith("late "):
         time.sleep(1.0)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def wait(file: Path) -> None:
-    """Wait for SIGUSR2."""
+    """Wait for SIGUSR2, record it in `file` and exit with status 75."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

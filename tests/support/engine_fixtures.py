@@ -1,6 +1,6 @@
-"""Real trainings with the stand-in for Transformer Engine: in a process of its own, with a fork server of its own.
+"""Real trainings with the stand-in for Transformer Engine: in another process with its own fork server.
 
-Megatron decides at its import what there is, so that the tests' own fork server cannot serve both.
+Megatron decides at its import which libraries exist, so the tests' own fork server cannot serve both.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from tests.support.training_fixtures import Outcome, launch
 
 STAND_IN = Path(__file__).parent / "engine"
 TRAINING = "megatron_lrpath.training.pretrain:main"
-READY = "stand-in: "  # begins an answer, among the output of libraries
+READY = "stand-in: "  # prefix of an answer, among the output of libraries
 
 
 class Engine:
-    """The process that starts trainings which find the stand-in; `trap` is made by a command that is executed."""
+    """The process that starts trainings with the stand-in; a poisoned checkpoint creates the file `trap`."""
 
     def __init__(self, process: subprocess.Popen[str], trap: Path) -> None:
         self.process, self.trap = process, trap
 
     def launch(
-        self, words: list[str], entry: str = TRAINING, nproc: int = 1, probe: str = "engine"
+        self, argv: list[str], entry: str = TRAINING, nproc: int = 1, probe: str = "engine"
     ) -> Outcome:
-        """As `training_fixtures.launch`."""
-        given = {"entry": entry, "words": words, "nproc": nproc, "probe": probe}
+        """Launch in that process, as `training_fixtures.launch` does."""
+        given = {"entry": entry, "argv": argv, "nproc": nproc, "probe": probe}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(given) + "\n")
@@ -44,7 +44,7 @@ class Engine:
 
 @contextmanager
 def engine_process(folder: Path) -> Iterator[Engine]:
-    """The process, ended with the block; `folder` has the trap."""
+    """Start the process and end it with the block; `folder` has the trap."""
     trap = folder / "executed"
     path = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "STAND_IN_TRAP": str(trap)}
@@ -56,7 +56,7 @@ def engine_process(folder: Path) -> Iterator[Engine]:
 
 
 def serve() -> None:
-    """Run the launch in each line of the input, and answer with its outcome."""
+    """Run the launch in each line of the input, and print its outcome."""
     for line in sys.stdin:
         outcome = launch(**json.loads(line))
         print(READY + json.dumps(asdict(outcome)), flush=True)

@@ -1,4 +1,4 @@
-"""What export tests do inside a forked process: a real Megatron model, random weights, saved and exported."""
+"""Functions that export tests run in a forked process: a real Megatron model, random weights, its export."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from tests.support.probes import digest
 
 
-def save_and_export(words: list[str]) -> None:
+def save_and_export(argv: list[str]) -> None:
     """Save a model under the plan with its logits in OUT/logits.pt, and export it to OUT/hf.
 
     Args:
-        words: the folder OUT, the token ids as JSON, then the words of a run.
+        argv: the folder OUT, the token ids as JSON, then the command line of a run.
     """
     import torch
 
     from megatron_lrpath.cli import main
 
-    out, tokens = Path(words[0]), torch.tensor(json.loads(words[1]))
-    run = words[2:]
+    out, tokens = Path(argv[0]), torch.tensor(json.loads(argv[1]))
+    run = argv[2:]
     model = saved_model(run)
     with torch.no_grad():
         torch.save(megatron_logits(model, tokens), out / "logits.pt")
@@ -31,7 +31,7 @@ def save_and_export(words: list[str]) -> None:
     assert main(export) == 0
 
 
-def saved_model(words: list[str]) -> Any:
+def saved_model(argv: list[str]) -> Any:
     """Build the plan's model, give every parameter random values, and save it as the run's step 1."""
     import torch
     from megatron.core.enums import ModelType
@@ -45,7 +45,7 @@ def saved_model(words: list[str]) -> Any:
 
     session = Session("cpu")
     seams.apply(session)
-    args = setup.arguments(session, words)
+    args = setup.arguments(session, argv)
     args.skip_train, args.load, args.no_save_optim, args.no_save_rng = True, None, True, True
     training.initialize_megatron(store=own_store())
     groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -53,7 +53,7 @@ def saved_model(words: list[str]) -> Any:
         ModelType.encoder_or_decoder, cfg_container=setup.configuration(args), pg_collection=groups
     )
     generator = torch.Generator().manual_seed(1)
-    for parameter in model[0].parameters():  # norms and biases too, which begin as ones and zeros
+    for parameter in model[0].parameters():  # also norms and biases, which begin as ones and zeros
         noise = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.dim() == 1 else 0.02)
         parameter.data += noise.to(parameter.dtype)
     args.iteration = 1
@@ -62,7 +62,7 @@ def saved_model(words: list[str]) -> Any:
 
 
 def megatron_logits(model: Any, tokens: Any) -> Any:
-    """[batch, sequence, padded vocabulary]"""
+    """Return the logits, [batch, sequence, padded vocabulary]."""
     import torch
 
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
@@ -70,7 +70,7 @@ def megatron_logits(model: Any, tokens: Any) -> Any:
 
 
 def transformers_model(folder: Path) -> Any:
-    """The model in an exported folder, as a user loads it; nothing missing, nothing left over."""
+    """Return the model in an exported folder, loaded as a user does; fail on missing or unknown keys."""
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +81,7 @@ def transformers_model(folder: Path) -> Any:
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """A digest of every tensor in a folder's safetensors."""
+    """Return a digest of every tensor in a folder's safetensors."""
     from safetensors import safe_open
 
     found = {}
@@ -91,23 +91,23 @@ def weights(folder: Path) -> dict[str, str]:
     return found
 
 
-def commands(words: list[str]) -> None:
-    """Run `lrpath` once for each JSON list of words; all must succeed."""
+def commands(argv: list[str]) -> None:
+    """Run `lrpath` once for each argument list (JSON); all must succeed."""
     from megatron_lrpath.cli import main
 
-    for line in words:
+    for line in argv:
         assert main(json.loads(line)) == 0, line
 
 
-def peak_growth(words: list[str]) -> None:
-    """Export the checkpoint folder `words[0]` to `words[1]`, and back; note the peaks of memory in bytes."""
+def peak_growth(argv: list[str]) -> None:
+    """Export the checkpoint folder `argv[0]` to `argv[1]` and back; write the growth of memory in bytes."""
     from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
     from tools.import_hf import import_folder
 
-    source, target, back = (Path(word) for word in words)
+    source, target, back = (Path(word) for word in argv)
     give_back_freed_memory()
-    import transformers  # noqa: F401 - not part of what is measured
+    import transformers  # noqa: F401 - not part of the measurement
 
     growth = []
     for work, made in (
@@ -115,8 +115,8 @@ def peak_growth(words: list[str]) -> None:
         (lambda: import_folder(target, back), back),
     ):
         work()
-        shutil.rmtree(made)  # the second time the libraries are loaded whole: that is measured
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        shutil.rmtree(made)  # the second time all libraries are loaded: this is measured
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = memory("VmRSS")
         work()
         growth.append(memory("VmHWM") - before)
@@ -124,23 +124,23 @@ def peak_growth(words: list[str]) -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Let freed tensors leave this process at once: the C library keeps some for later, now more, now less."""
+    """Make the C library return freed memory at once; by default it keeps a varying part of it."""
     threshold = -3  # M_MMAP_THRESHOLD of glibc's mallopt; setting it also ends its own adjustments
     assert ctypes.CDLL(None).mallopt(threshold, 64 * 1024) == 1
 
 
 def memory(name: str) -> int:
-    """A line of this process's memory statistics, in bytes."""
+    """Return a line of this process's memory statistics, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def follow_card(words: list[str]) -> None:
-    """Run the Python block of the model card in the folder `words[0]`."""
+def follow_card(argv: list[str]) -> None:
+    """Run the Python block of the model card in the folder `argv[0]`."""
     import os
     import re
 
-    os.chdir(words[0])
+    os.chdir(argv[0])
     code = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     assert code
     exec(code[1], {})

@@ -1,8 +1,8 @@
-"""A stand-in for the training entry: same files, no training. The variable `FAKE_<run>` sets its behaviour.
+"""A stand-in for the training entry: same files, no training. The variable `FAKE_<run>` sets its behavior.
 
 `fail:N` ends with an exception at step N, `die:N` with SIGKILL, `hang:N` stops logging there (`deaf:N`: and
-ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2. Before step N it
-waits for the file of `FAKE_UNTIL_<run>`, `N:FILE`, a minute at most.
+ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2. Before
+step N of `FAKE_UNTIL_<run>`, `N:FILE`, it waits for the file, at most a minute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.waiting import until
 
 
 def main() -> None:
-    """Arguments: folder, first and last step, save interval, kept steps, pace, parent checkpoint."""
+    """Pretend to train; arguments: folder, first and last step, save interval, kept steps, pace, parent."""
     folder, kept, pace, parent = Path(sys.argv[1]), sys.argv[5], float(sys.argv[6]), sys.argv[7:]
     first, last, interval = map(int, sys.argv[2:5])
     keep = {int(step) for step in kept.split(",") if step}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def misbehave(mode: str, folder: Path) -> None:
-    """Do what was asked for."""
+    """Fail in the requested way."""
     if mode == "fail":
         raise RuntimeError("the loss is not finite")
     if mode == "error":
@@ -66,7 +66,7 @@ def misbehave(mode: str, folder: Path) -> None:
         sys.exit(0)
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # a worker in a session of its own, as torchrun's are
+    # a worker in its own session, like torchrun's workers
     worker = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     (folder / "pids").write_text(f"{os.getpid()} {worker.pid}")
     while True:
@@ -74,7 +74,7 @@ def misbehave(mode: str, folder: Path) -> None:
 
 
 def save(root: Path, step: int) -> None:
-    """A checkpoint as Megatron leaves one."""
+    """Write a checkpoint with the files that Megatron leaves."""
     folder = root / f"iter_{step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".metadata").write_text("x")

@@ -1,7 +1,7 @@
-"""Trainings with faults: an entry point for `training_fixtures.launch` that puts faults in place.
+"""Trainings with faults: an entry point for `training_fixtures.launch` that injects faults.
 
-`main(["nan:3:1", "kill:renamed", "--", *words])` trains with the loss of step 3 not a number on rank 1, and
-kills itself when a checkpoint has been renamed.
+`main(["nan:3:1", "kill:renamed", "--", *argv])` trains with a loss of NaN in step 3 on rank 1, and kills
+itself when a checkpoint has been renamed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from tests.support.training_fixtures import Outcome, launch
 BALLAST = "ballast"
 
 
-def train_with(faults: list[str], words: list[str], nproc: int = 1, **named: Any) -> Outcome:
+def train_with(faults: list[str], argv: list[str], nproc: int = 1, **named: Any) -> Outcome:
     """Run the entry point under `faults`."""
-    return launch("tests.support.faults:main", [*faults, "--", *words], nproc, **named)
+    return launch("tests.support.faults:main", [*faults, "--", *argv], nproc, **named)
 
 
-def main(words: list[str]) -> None:
-    """Put the faults in place and train."""
+def main(argv: list[str]) -> None:
+    """Inject the faults and train."""
     from megatron_lrpath.training import pretrain
 
-    split = words.index("--")
-    for fault in words[:split]:
+    split = argv.index("--")
+    for fault in argv[:split]:
         name, *values = fault.split(":")
         FAULTS[name](*values)
-    pretrain.main(words[split + 1 :])
+    pretrain.main(argv[split + 1 :])
 
 
 def after(owner: Any, name: str, act: Callable[[], None]) -> None:
@@ -74,7 +74,7 @@ def times(step: str, rank: str, factor: float) -> None:
 
 
 def send(number: signal.Signals) -> Callable[[Any], Any]:
-    """Send this process a signal in the middle of a step."""
+    """Return a function that sends this process a signal in the middle of a step."""
 
     def act(losses: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -84,13 +84,13 @@ def send(number: signal.Signals) -> Callable[[Any], Any]:
 
 
 def hang(losses: Any) -> Any:
-    """A step that hangs, in a process that lives."""
+    """Hang in a step, without ending the process."""
     time.sleep(600)
     return losses
 
 
 def impatient() -> None:
-    """Standstills are found in seconds."""
+    """Make the guards report a standstill within seconds."""
     from megatron_lrpath.training.guards import peers, standstill
 
     peers.LOOK_SECONDS = standstill.LOOK_SECONDS = 0.2
@@ -98,12 +98,12 @@ def impatient() -> None:
 
 
 def fail(losses: Any) -> Any:
-    """An ordinary bug."""
+    """Raise an ordinary exception."""
     raise ArithmeticError("something is broken")
 
 
 def kill_at(point: str, rank: str = "0") -> None:
-    """SIGKILL of a rank at a point of saving, loading or removing."""
+    """Kill a rank (SIGKILL) at a point of saving, loading or removing."""
     if os.environ["RANK"] != rank:
         return
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -126,7 +126,7 @@ def kill_at(point: str, rank: str = "0") -> None:
 
 
 def absent(rank: str, patience: str) -> None:
-    """SIGKILL of a rank before rendezvous; the others wait for `patience` seconds."""
+    """Kill a rank (SIGKILL) before the rendezvous; the others wait for `patience` seconds."""
     from megatron_lrpath.training.guards import peers as ranks
 
     ranks.MEETING = timedelta(seconds=float(patience))
@@ -135,14 +135,14 @@ def absent(rank: str, patience: str) -> None:
 
 
 def stop_early() -> None:
-    """SIGTERM before anything is loaded."""
+    """Send SIGTERM before anything is loaded."""
     from megatron_lrpath.training.checkpoints import start
 
     after(start, "choose", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def full_disk(first: str, last: str) -> None:
-    """A disk with 1000 bytes left while the saves number `first` to `last` of this process are made."""
+    """Report 1000 free bytes during the saves number `first` to `last` of this process."""
     from megatron_lrpath.training.checkpoints import commit as space
 
     original, calls = space.free_bytes, iter(range(1, 1000))
@@ -154,7 +154,7 @@ def full_disk(first: str, last: str) -> None:
 
 
 def fill(folder: str) -> None:
-    """Leave not a byte on the disk of `folder`."""
+    """Fill the disk of `folder` to the last byte."""
     with (Path(folder) / BALLAST).open("ab", buffering=0) as stream:
         for size in (2**20, 2**12, 1):
             with suppress(OSError):
@@ -163,14 +163,14 @@ def fill(folder: str) -> None:
 
 
 def brimful(first: str, last: str, folder: str) -> None:
-    """A disk without a byte left from the end of step `first` until the end of step `last`."""
+    """Fill the disk from the end of step `first` until the end of step `last`."""
     from megatron.training import training
 
     steps = iter(range(1, 10**6))
 
     def act() -> None:
         step = next(steps)
-        if step in (int(first), int(last)):  # a save ends on the disk that it began on
+        if step in (int(first), int(last)):  # a save ends in the same state of the disk
             training.maybe_finalize_async_save(blocking=True)
         if int(first) <= step < int(last):
             fill(folder)
@@ -181,16 +181,16 @@ def brimful(first: str, last: str, folder: str) -> None:
 
 
 def log_into(path: str) -> None:
-    """What is printed goes to `path`."""
+    """Send all output to `path`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
 
 
 def no_room_for_metadata(*saves: str) -> None:
-    """A disk that has room for the weights, but not for what rank 0 writes about them, at these saves.
+    """Let the disk have room for the weights, but not for rank 0's metadata, at these saves.
 
-    At the first of them it refuses `.metadata`, at the second `metadata.json`, and so on in turn.
+    At the first save writing `.metadata` fails, at the second `metadata.json`, and so on in turn.
     """
     from megatron.core.dist_checkpointing import core
     from torch.distributed.checkpoint.filesystem import _FileSystemWriter
@@ -205,32 +205,32 @@ def no_room_for_metadata(*saves: str) -> None:
 
         setattr(owner, name, write)
 
-    # what Megatron calls while it writes the one file and the other
+    # functions that Megatron calls while it writes these two files
     refuse(_FileSystemWriter, "finish", saves[::2])
     refuse(core, "asdict", saves[1::2])
 
 
 def roomy_disk() -> None:
-    """The look at the free space always finds enough."""
+    """Make the check of the free space always pass."""
     from megatron_lrpath.training.checkpoints import commit as space
 
     space.shortage = lambda folder, tensor_bytes: None
 
 
 def use_temporary(folder: str) -> None:
-    """Temporary files go to `folder`."""
+    """Put temporary files into `folder`."""
     tempfile.tempdir = folder
 
 
 def slow_steps(seconds: str) -> None:
-    """Steps that take their time."""
+    """Make each step longer by this many seconds."""
     from megatron.training import training
 
     after(training, "train_step", lambda: time.sleep(float(seconds)))
 
 
 def attack(step: str, kind: str) -> None:
-    """In step `step` an outsider, with only the address and our names, changes values in the store."""
+    """Change values in the store during `step`, as an outsider with only the address and our key names."""
 
     def change(losses: Any) -> Any:
         from torch.distributed import TCPStore
@@ -247,7 +247,7 @@ def attack(step: str, kind: str) -> None:
                 store.add(key, 1)
             else:
                 store.set(key, "0" * 64 + " 0")
-        time.sleep(2 * peers.LOOK_SECONDS)  # the other threads look meanwhile
+        time.sleep(2 * peers.LOOK_SECONDS)  # in the meantime the other threads read the values
         print(f"attacked: {kind}")
         return losses
 

@@ -1,4 +1,4 @@
-"""One bit flipped in a file of a trained plan, and what each reader of the file makes of it."""
+"""Flip a bit in a file of a trained plan, and record the reaction of each reader of the file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NOT_OF_THE_OUTCOME = (
     ".metadata",
     "made-from.json",
     "result.json",
-)  # hold times and random names
+)  # contain times and random names
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?|\b\d+(\.\d+)? s\b")
 MAIN, BRANCH, SCRATCH = "runs/ours/main", "runs/ours/branch-v1", "runs/ptfs/scratch-v1"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader printed and left: exit status, lines, and a digest of its outcome."""
+    """Output of a reader: exit status, lines, and a digest of the files that it left."""
 
     status: int | None
     lines: frozenset[str]
@@ -44,7 +44,7 @@ class Answer:
 
 
 def build(folder: Path, whole: bool = True) -> None:
-    """A plan whose main path is trained, with a branch that is evaluated; `whole`: also chats and a run to resume."""
+    """Make a plan with a trained main path and an evaluated branch; `whole`: also chats and a stopped run."""
     chats = write_lines(folder / "chat.jsonl", conversations())
     section = {"data": str(chats)} | SFT
     plan = make_plan(folder, (8, 4), tokenizer=TOKENIZER, sft=section, megatron={"save_interval": 2})
@@ -56,50 +56,50 @@ def build(folder: Path, whole: bool = True) -> None:
     train(run_words(plan, "ours", "branch-v1")).ok()
     evaluate(folder).ok()
     for path in (folder / "runs").glob("*/*/*"):
-        # a fresh file would mean a running training
+        # a recently written file would indicate a running training
         os.utime(path, times=(10_000, 10_000), follow_symlinks=False)
 
 
-def records(words: list[str]) -> None:
+def records(argv: list[str]) -> None:
     """Write the records of a plan's datasets, as the preprocessing does."""
     from megatron_lrpath.data.record import write_record
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
-    plan = load_plan(words[0])
-    for path in sorted(Path(words[0]).parent.glob("data/*_text_document.bin")):
+    plan = load_plan(argv[0])
+    for path in sorted(Path(argv[0]).parent.glob("data/*_text_document.bin")):
         write_record(path.with_suffix(""), "flips", TokenizerSpec.of_plan(plan).facts, {})
 
 
-def command(words: list[str]) -> None:
-    """`lrpath` in a process."""
+def command(argv: list[str]) -> None:
+    """Run `lrpath` and exit with its status."""
     from megatron_lrpath.cli import main
 
-    raise SystemExit(main(words))
+    raise SystemExit(main(argv))
 
 
-def check(words: list[str]) -> None:
-    """tools/check_slices.py --full in a process."""
+def check(argv: list[str]) -> None:
+    """Run tools/check_slices.py --full and exit with its status."""
     from tools.check_slices import check_files, slice_files
 
-    checked = check_files(slice_files([Path(words[0])]), full=True)
+    checked = check_files(slice_files([Path(argv[0])]), full=True)
     print(*checked.failures, sep="\n")
     raise SystemExit(bool(checked.failures))
 
 
 def evaluate(folder: Path) -> Outcome:
-    """The evaluation of the branch."""
-    words = ["--plan", str(folder / "plan.yaml"), "--device", "cpu", "--runs", "ours/branch-v1"]
-    return launch("megatron_lrpath.evaluate.worker:main", words)
+    """Evaluate the branch; return the outcome."""
+    argv = ["--plan", str(folder / "plan.yaml"), "--device", "cpu", "--runs", "ours/branch-v1"]
+    return launch("megatron_lrpath.evaluate.worker:main", argv)
 
 
-def lrpath(folder: Path, name: str, *words: str) -> Outcome:
-    """A command on the plan."""
-    return launch("tests.support.flips:command", [name, str(folder / "plan.yaml"), *words])
+def lrpath(folder: Path, name: str, *argv: str) -> Outcome:
+    """Run a command on the plan; return the outcome."""
+    return launch("tests.support.flips:command", [name, str(folder / "plan.yaml"), *argv])
 
 
 def trained(folder: Path, paradigm: str, run: str, *extra: str) -> Outcome:
-    """A training of a run."""
+    """Train a run; return the outcome."""
     return train(run_words(folder / "plan.yaml", paradigm, run, *extra))
 
 
@@ -121,7 +121,7 @@ READERS: dict[str, tuple[Callable[[Path], Outcome], str]] = {
 
 
 def read(name: str, folder: Path) -> Answer:
-    """Let a reader read, and take down what it made of it."""
+    """Run a reader; return its answer."""
     act, left = READERS[name]
     outcome = act(folder)
     page = folder / "runs/report/report.md"
@@ -132,7 +132,7 @@ def read(name: str, folder: Path) -> Answer:
 
 
 def digest(path: Path) -> str:
-    """Of what a reader left: tensors of the newest checkpoint and the losses, or the files."""
+    """Return a digest of the results: tensors of the newest checkpoint and the losses, or the files."""
     if (path / "checkpoints").is_dir():
         step = latest_step(path / "checkpoints")
         return (
@@ -154,13 +154,13 @@ def digest(path: Path) -> str:
 
 
 def losses(folder: Path) -> list[Any]:
-    """The rows of a history without times and checksums."""
+    """Return the rows of a history without times and checksums."""
     rows = [parse_line(line) for line in (folder / "history.jsonl").read_bytes().splitlines()]
     return [(row.step, row.loss, row.grad_norm, row.lr) if row else None for row in rows]
 
 
 def tensors(folder: Path) -> str:
-    """A digest of every tensor in a checkpoint."""
+    """Return a digest of every tensor in a checkpoint."""
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -180,7 +180,7 @@ def tensors(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Files of one kind that may be damaged, or a range of their bytes, and their readers."""
+    """Files of one kind, or a range of their bytes, that may be damaged, and their readers."""
 
     kind: str
     find: Callable[[Path], list[tuple[Path, int, int]]]
@@ -189,7 +189,7 @@ class Place:
 
 
 def whole(*patterns: str) -> Callable[[Path], list[tuple[Path, int, int]]]:
-    """All bytes of the files that match."""
+    """Return a function that returns all bytes of the files that match."""
 
     def find(folder: Path) -> list[tuple[Path, int, int]]:
         files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
@@ -201,7 +201,7 @@ def whole(*patterns: str) -> Callable[[Path], list[tuple[Path, int, int]]]:
 def stretches(
     checkpoint: str, *names: str, others: bool = False
 ) -> Callable[[Path], list[tuple[Path, int, int]]]:
-    """The items of a checkpoint whose names begin with one of `names`; or all others."""
+    """Return a function that returns the items of a checkpoint with a prefix in `names`, or the others."""
 
     def find(folder: Path) -> list[tuple[Path, int, int]]:
         at = folder / checkpoint
@@ -213,7 +213,7 @@ def stretches(
 
 
 def of_checkpoint(run: str, step: int, readers: Sequence[str]) -> Iterator[Place]:
-    """The kinds of places in a checkpoint."""
+    """Yield the kinds of places in a checkpoint."""
     at = f"{run}/checkpoints/iter_{step:07d}"
     yield Place("tensor data", stretches(at, COMMON, others=True), tuple(readers), run)
     yield Place("common state", stretches(at, COMMON), tuple(readers), run)
@@ -253,7 +253,7 @@ CHEAP = ("report", "status", "check --full", "export")
 
 @dataclass(frozen=True)
 class Flip:
-    """One bit of a file, and how its reader took it: `refused`, `named`, `identical` or `silent`."""
+    """A flipped bit of a file, and the reader's reaction: `refused`, `named`, `identical` or `silent`."""
 
     kind: str
     path: str
@@ -266,7 +266,7 @@ class Flip:
 
 
 def pairs(base: Path, readers: Sequence[str]) -> list[tuple[Place, str]]:
-    """Every place that exists, with each of its readers."""
+    """Return every place that exists, with each of its readers."""
     there = [place for place in PLACES if (base / place.run).is_dir() and place.find(base)]
     return [(place, reader) for place in there for reader in place.readers if reader in readers]
 
@@ -299,13 +299,13 @@ def flip_bits(
 
 
 def fresh(base: Path, work: Path) -> None:
-    """A copy with the times of its files."""
+    """Copy the files with their times."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(base, work, symlinks=True)
 
 
 def flip(path: Path, byte: int, bit: int) -> None:
-    """Flip a bit as a disk does it: the file's time stays."""
+    """Flip a bit as a disk does: the file's time does not change."""
     about = path.stat()
     with path.open("r+b") as stream:
         stream.seek(byte)
@@ -316,7 +316,7 @@ def flip(path: Path, byte: int, bit: int) -> None:
 
 
 def judged(kind: str, path: str, byte: int, bit: int, reader: str, answer: Answer, undamaged: Answer) -> Flip:
-    """How a reader took the flip."""
+    """Return the flip with the reader's reaction."""
     new = tuple(sorted(answer.lines - undamaged.lines))
     trace = any("Traceback" in line for line in new)
     made = partial(Flip, kind, path, byte, bit, reader)

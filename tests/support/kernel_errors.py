@@ -1,6 +1,7 @@
-"""How far the kernels of --gpu-kernels are from fp32: `python -m tests.support.kernel_errors cpu|cuda` prints JSON.
+"""Errors of the kernels of --gpu-kernels: `python -m tests.support.kernel_errors cpu|cuda` prints JSON.
 
-On the CPU liger's kernel needs Triton's interpreter (TRITON_INTERPRET=1), and rotary embeddings are not compiled.
+The reference is fp32. On the CPU liger's kernel needs Triton's interpreter (TRITON_INTERPRET=1), and rotary
+embeddings are not compiled.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ class Alone:
 
     @staticmethod
     def size() -> int:
-        """One."""
+        """Return 1."""
         return 1
 
 
 def megatrons(*_: Any, **__: Any) -> Tensor:
-    """In place of Megatron's function, which must not be called."""
+    """Fail, in place of Megatron's function, which must not be called."""
     raise SystemExit("Megatron's function was called")
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """The largest relative error of an element."""
+    """Return the largest relative error of an element."""
     return float(((found.float() - wanted).abs() / wanted.abs().clamp(min=1e-30)).max())
 
 
 def cross_entropy(sequence: int, batch: int, vocabulary: int, device: str) -> dict[str, Any]:
-    """Losses and gradients of bf16 logits against torch's in fp32; the first token is masked."""
+    """Return errors of losses and gradients of bf16 logits against fp32; the first token is masked."""
     session = Session("cuda", kernels=frozenset({CROSS_ENTROPY}))
     generator = torch.Generator().manual_seed(vocabulary)
     logits = (4 * torch.randn(sequence, batch, vocabulary, generator=generator)).bfloat16().to(device)
@@ -76,7 +77,7 @@ def cross_entropy(sequence: int, batch: int, vocabulary: int, device: str) -> di
 
 
 def rotary(device: str) -> dict[str, Any]:
-    """The compiled rotation and its gradient against fp64."""
+    """Return whether the compiled rotation and its gradient are close to those in fp64."""
     session = Session("cuda", kernels=frozenset({ROTARY}))
     config = Namespace(rotary_interleaved=False, multi_latent_attention=False)
     generator = torch.Generator().manual_seed(1)

@@ -28,7 +28,7 @@ from tests.support.training_fixtures import Ranks, history, make_plan, run_words
 
 @dataclass(frozen=True)
 class Victim:
-    """A run that is killed: its paradigm and name, how many ranks it has, whether it starts from a parent."""
+    """A run to kill: paradigm and name, number of ranks, whether it starts from a parent."""
 
     paradigm: str
     name: str
@@ -50,7 +50,7 @@ POINTS = ("written", "summed", "manifest", "renamed", "tracked", "removed", *LOA
 ON_EVERY_RANK = ("written", "summed", "loaded")
 SAVING = ("--save-interval", "2", "--save-retain-interval", "4")
 PATIENCE = 120.0  # seconds for one start
-LAUNCHER = 20.0  # seconds after which a launcher would end the ranks that a dead one leaves behind
+LAUNCHER = 20.0  # seconds after which a launcher would end the other ranks of a dead one
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Harness:
     """Kills the runs of one plan.
 
     Attributes:
-        folder: has the plan's data; `whole` is the undisturbed output, `killed1` and so on the others.
-        counts: kills by what they hit.
+        folder: contains the plan's data; `whole` is the undisturbed output, `killed1` and so on the others.
+        counts: kills by the point that they hit.
         spans: seconds that an undisturbed start of each run takes, the range of the random times.
     """
 
@@ -75,21 +75,21 @@ class Harness:
         self.temporary.mkdir()
 
     def plan(self, name: str) -> Path:
-        """The plan with the output folder `name`."""
+        """Return the plan with the output folder `name`."""
         path = self.folder / f"{name}.yaml"
         keys = yaml.safe_load((self.folder / "plan.yaml").read_text()) | {"output": str(self.folder / name)}
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
         return path
 
-    def words(self, output: str, victim: Victim) -> list[str]:
-        """The command line of a run."""
+    def argv(self, output: str, victim: Victim) -> list[str]:
+        """Return the command line of a run."""
         return run_words(self.plan(output), victim.paradigm, victim.name, *SAVING)
 
     def train_undisturbed(self) -> None:
-        """What the others are compared with."""
+        """Train all runs without kills, for comparison."""
         for victim in VICTIMS:
             begun = time.monotonic()
-            train(self.words("whole", victim), victim.ranks).ok()
+            train(self.argv("whole", victim), victim.ranks).ok()
             self.spans[victim] = time.monotonic() - begun
 
     def carry_out(self, kills: int) -> None:
@@ -106,51 +106,51 @@ class Harness:
         assert not left, f"temporary files left behind: {left}"
 
     def finish_run(self, output: str, victim: Victim, kills: int) -> None:
-        """Start a run, kill it up to `kills` times, and let it end; the first load is hit for certain."""
+        """Start a run, kill it up to `kills` times, then let it complete; the first load is always hit."""
         folder = self.folder / output / victim.paradigm / victim.name
         for number in range(kills):
             if (folder / "result.json").exists():
                 return
             extra = self.random.choice(((), ("--async-save",)))
-            words = [*self.words(output, victim), *extra]
+            argv = [*self.argv(output, victim), *extra]
             if victim.from_parent and number == 0:
-                self.kill_inside(words, victim, self.random.choice(LOADING), "first load from a parent: ")
+                self.kill_inside(argv, victim, self.random.choice(LOADING), "first load from a parent: ")
             elif self.random.random() < 0.5:
-                self.kill_inside(words, victim, self.random.choice(POINTS))
+                self.kill_inside(argv, victim, self.random.choice(POINTS))
             else:
-                self.kill_outside(words, victim)
+                self.kill_outside(argv, victim)
             self.check_checkpoints(folder / "checkpoints")
-        train(self.words(output, victim), victim.ranks).ok()
+        train(self.argv(output, victim), victim.ranks).ok()
 
-    def kill_inside(self, words: list[str], victim: Victim, point: str, label: str = "") -> None:
-        """One start in which a rank kills itself at `point`, if it comes there."""
+    def kill_inside(self, argv: list[str], victim: Victim, point: str, label: str = "") -> None:
+        """Start once, with a rank that kills itself at `point` if it reaches it."""
         rank = self.random.randrange(victim.ranks) if point in ON_EVERY_RANK else 0
-        ranks = self.start(words, victim, f"kill:{point}:{rank}")
+        ranks = self.start(argv, victim, f"kill:{point}:{rank}")
         ranks.processes[rank].join(PATIENCE)
         self.bury(ranks, [rank], label + point)
 
-    def kill_outside(self, words: list[str], victim: Victim) -> None:
-        """One start that is killed after a random time: one of its ranks, or all at once."""
+    def kill_outside(self, argv: list[str], victim: Victim) -> None:
+        """Start once and kill one of the ranks, or all at once, after a random time."""
         everybody = list(range(victim.ranks))
         killed = self.random.choice([everybody, [self.random.choice(everybody)]])
-        ranks = self.start(words, victim)
+        ranks = self.start(argv, victim)
         ranks.processes[killed[0]].join(self.random.uniform(0.2, self.spans[victim]))
         for rank in killed:
             if ranks.processes[rank].is_alive():
                 ranks.processes[rank].kill()
         self.bury(ranks, killed, "random time" if len(killed) == victim.ranks else "random time, one of two")
 
-    def start(self, words: list[str], victim: Victim, *faults: str) -> Ranks:
+    def start(self, argv: list[str], victim: Victim, *faults: str) -> Ranks:
         """Start a run with faults."""
         faults = (*faults, f"tmp:{self.temporary}", "session")
-        return Ranks.start("tests.support.faults:main", [*faults, "--", *words], victim.ranks)
+        return Ranks.start("tests.support.faults:main", [*faults, "--", *argv], victim.ranks)
 
     def bury(self, ranks: Ranks, killed: list[int], label: str) -> None:
         """Wait for the end of all ranks and of the processes that they started; count the kill if there was one."""
         deadline = time.monotonic() + LAUNCHER
         for process in ranks.processes:
             process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():  # a rank that died before the rendezvous leaves the others to the launcher
+            if process.is_alive():  # without a rendezvous only the launcher would end the other ranks
                 process.kill()
         outcome = ranks.outcome(timeout=0.1)
         allowed = (0, -9) if len(killed) == len(outcome.status) else (0, -9, 1)
@@ -165,7 +165,7 @@ class Harness:
         assert not alive, f"left behind: {alive}"
 
     def check_checkpoints(self, root: Path) -> None:
-        """Every folder that counts as a checkpoint is complete."""
+        """Check that every folder that counts as a checkpoint is complete."""
         for step in disk.complete_steps(root):
             folder = disk.checkpoint_folder(root, step)
             sums = read_manifest(folder)
@@ -173,7 +173,7 @@ class Harness:
             assert not wrong_content(folder, sums, sums)
 
     def compare(self, name: str) -> None:
-        """The ends, histories and files equal the undisturbed ones."""
+        """Check that final states, histories and files equal the undisturbed ones."""
         for victim in VICTIMS:
             folders = [self.folder / output / victim.paradigm / victim.name for output in ("whole", name)]
             whole, killed = folders
@@ -187,7 +187,7 @@ class Harness:
 
 
 def in_session(leader: int) -> list[psutil.Process]:
-    """The processes of the session that `leader` has opened, which may have ended by now."""
+    """Return the processes in the session of `leader`, which may have ended."""
     found = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
@@ -197,12 +197,12 @@ def in_session(leader: int) -> list[psutil.Process]:
 
 
 def steps(folder: Path) -> list[tuple[float, ...]]:
-    """Step, rate, loss and gradient norm of every step."""
+    """Return step, rate, loss and gradient norm of every step."""
     return [tuple(line[key] for key in ("step", "lr", "loss", "grad_norm")) for line in history(folder)]
 
 
 def files(output: Path) -> set[str]:
-    """All files of all runs, except TensorBoard's (one a start) and complete checkpoints that retention may remove."""
+    """Return the files of all runs, without TensorBoard's (one a start) and those in checkpoints."""
     found = {path for path in output.rglob("*") if path.is_file()}
     return {
         str(path.relative_to(output))
@@ -212,7 +212,7 @@ def files(output: Path) -> set[str]:
 
 
 def main() -> None:
-    """The long mode."""
+    """Run the long mode."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=300)

@@ -13,26 +13,26 @@ CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.
 
 
 def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether an audit event is a change on disk."""
+    """Return whether an audit event is a change on disk."""
     return event in CHANGES
 
 
 def killed_at(
-    number: int, words: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
+    number: int, argv: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
 ) -> bool:
-    """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0.
+    """Call `lrpath`; return True if it was killed before change `number` (from 1), False if it ended with 0.
 
     `counts` names the audit events that are counted instead of changes.
     """
     from megatron_lrpath.cli import main
 
-    return dies_at(number, lambda: main(list(words)), counts)
+    return dies_at(number, lambda: main(list(argv)), counts)
 
 
 def dies_at(
     number: int, work: Callable[[], int], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
 ) -> bool:
-    """The same of any work, which returns 0."""
+    """Call any work that returns 0, and kill it in the same way."""
     child = os.fork()
     if child == 0:
         _call_and_die(number, work, counts)
@@ -56,7 +56,7 @@ def _call_and_die(
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    signal.alarm(900)  # a fork that hangs fails its test and does not keep it waiting
+    signal.alarm(900)  # a fork that hangs fails its test and does not block it
     status = 70
     try:
         sys.addaudithook(count)

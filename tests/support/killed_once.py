@@ -1,6 +1,6 @@
-"""The entry point, whose last rank kills itself after a step, once.
+"""The entry point, whose last rank kills itself once, after a step.
 
-`python -m tests.support.killed_once MARKER STEP ARGUMENTS…`: MARKER is the file that records that it has.
+`python -m tests.support.killed_once MARKER STEP ARGUMENTS…`: the file MARKER records the kill.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_lrpath.runs.history import HistoryWriter
 
 
 def main() -> None:
-    """Train, unless it is time to die."""
+    """Train, and kill this rank after the step if it has not been killed before."""
     marker, last, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     append = HistoryWriter.append
 
@@ -26,7 +26,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     HistoryWriter.append = append_and_die  # type: ignore[method-assign]
-    from megatron_lrpath.training.pretrain import main as train  # it takes the signals
+    from megatron_lrpath.training.pretrain import main as train  # it installs signal handlers
 
     sys.argv[1:] = arguments
     train(arguments)

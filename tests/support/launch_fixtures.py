@@ -29,7 +29,7 @@ output: {output}
 
 
 def write_plan(folder: Path, versions: int = 3, steps: int = 10) -> Plan:
-    """A plan of versions v1, v2, … of equal length, its output in `folder`."""
+    """Write a plan of versions v1, v2, … of equal length, with its output in `folder`, and return it."""
     listed = ", ".join(f"{{name: v{number}, steps: {steps}}}" for number in range(1, versions + 1))
     path = folder / "plan.yaml"
     path.write_text(PLAN.format(versions=f"[{listed}]", output=folder / "out"))
@@ -37,7 +37,7 @@ def write_plan(folder: Path, versions: int = 3, steps: int = 10) -> Plan:
 
 
 def fake_command(plan: Plan, pace: float = 0.01, interval: int = 4) -> Callable[[Task], Sequence[str]]:
-    """The command of a run that only pretends to train, at `pace` seconds a step."""
+    """Return a function that returns the command of a pretended training, at `pace` seconds a step."""
     folders = {task.key: task.folder for task in build_tasks(plan, ("ours", "ptfs", "cpt"))}
 
     def command_for(task: Task) -> list[str]:

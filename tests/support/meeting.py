@@ -1,10 +1,10 @@
-"""Ranks that meet: each prints its number, how many there are, and its argument."""
+"""Ranks that join a process group; each prints its rank, the number of ranks, and its argument."""
 
 from __future__ import annotations
 
 
 def main(argv: list[str]) -> None:
-    """Meet under gloo."""
+    """Join the process group under gloo."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo")

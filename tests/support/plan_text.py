@@ -27,12 +27,12 @@ output: runs/quickstart
 
 
 def versions(count: int, steps: int = 100) -> list[dict[str, Any]]:
-    """`count` versions v1, v2, … of equal length."""
+    """Return `count` versions v1, v2, … of equal length."""
     return [{"name": f"v{number}", "steps": steps} for number in range(1, count + 1)]
 
 
 def plan_with(folder: Path, **changes: Any) -> Plan:
-    """The valid plan with these top-level keys changed; mappings are merged, None removes a key."""
+    """Return the valid plan with these top-level keys changed; mappings are merged, None removes a key."""
     content = yaml.safe_load(SOUND)
     for key, value in changes.items():
         if value is None:

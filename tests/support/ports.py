@@ -1,4 +1,4 @@
-"""Ports that no other process takes between their choice and their use."""
+"""Ports that no other process takes between choice and use."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import random
 import socket
 
-# Below those that Linux gives to a process that asks for any (from 32768 on), above those of the Slurm tests' few jobs;
-# each of pytest's workers has a thousand of its own.
+# Below Linux's ephemeral ports (from 32768 on), above those of the Slurm tests' few jobs; each of pytest's
+# workers has a thousand ports.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST, COUNT = 15000 + 1000 * (WORKER % 16), 1000
 
@@ -15,7 +15,7 @@ _last = random.SystemRandom().randrange(COUNT)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports without a listener now; the next ones, so that none is reused soon."""
+    """Return ports that have no listener now, each time the next ones, so that none is reused soon."""
     global _last
     found: list[int] = []
     for _ in range(COUNT):

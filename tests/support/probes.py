@@ -1,4 +1,4 @@
-"""Watchers of a real training, entered in its process: what the optimizer used, what reached the model."""
+"""Probes of a real training, run in its process: record what the optimizer uses and the model reads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 @contextmanager
 def nothing() -> Iterator[None]:
-    """Watches nothing."""
+    """Record nothing."""
     yield None
 
 
 @contextmanager
 def rates() -> Iterator[list[list[float]]]:
-    """The rate in every parameter group at each update of the inner optimizer, in order."""
+    """Record the rate in every parameter group at each update of the inner optimizer, in order."""
     from megatron.training import training
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -35,7 +35,7 @@ def rates() -> Iterator[list[list[float]]]:
             training_now = False
 
     def note(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if training_now:  # loading makes a step of its own, whose result is overwritten
+        if training_now:  # loading also makes a step, whose result is overwritten
             seen.append([float(group["lr"]) for group in optimizer.param_groups])
 
     handle = register_optimizer_step_pre_hook(note)
@@ -47,7 +47,7 @@ def rates() -> Iterator[list[list[float]]]:
 
 @contextmanager
 def tokens() -> Iterator[list[list[str]]]:
-    """For every micro-batch that reaches the model on this rank: a digest of each of its samples."""
+    """Record for every micro-batch that reaches the model on this rank a digest of each of its samples."""
     from megatron_lrpath.training import forward
 
     seen: list[list[str]] = []
@@ -66,7 +66,7 @@ def tokens() -> Iterator[list[list[str]]]:
 
 @contextmanager
 def state_at_start() -> Iterator[dict[str, Any]]:
-    """Weights, optimizer state, RNG and counters right before training begins."""
+    """Record weights, optimizer state, RNG and counters right before training begins."""
     from megatron.training import get_args, training
 
     seen: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def state_at_start() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def state_at_end() -> Iterator[dict[str, Any]]:
-    """The same after the last step, without the counters: Megatron's loop does not keep all of them."""
+    """Record the state after the last step, without the counters, which Megatron's loop does not keep."""
     from megatron.training import get_args, training
 
     seen: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def state_at_end() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def betas() -> Iterator[list[tuple[float, float]]]:
-    """Adam's betas in every parameter group at each update."""
+    """Record Adam's betas in every parameter group at each update."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     seen: list[tuple[float, float]] = []
@@ -117,7 +117,7 @@ def betas() -> Iterator[list[tuple[float, float]]]:
 
 
 def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
-    """All state that determines the rest of a training, as digests of exact bytes."""
+    """Return all state that determines the rest of a training, as digests of exact bytes."""
     import numpy as np
     import torch
     from megatron.core import tensor_parallel
@@ -150,7 +150,7 @@ def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
 
 
 def digest(value: Any) -> Any:
-    """A digest of a tensor's bytes and type; other values as they are."""
+    """Return a digest of a tensor's bytes and type; return other values unchanged."""
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -165,7 +165,7 @@ def digest(value: Any) -> Any:
 
 @contextmanager
 def save_at_start() -> Iterator[None]:
-    """Save a checkpoint of what was loaded and stop, without a step of training."""
+    """Save a checkpoint of the loaded state and stop, without a training step."""
     from megatron.training import get_args, training
 
     original = training.train
@@ -183,7 +183,7 @@ def save_at_start() -> Iterator[None]:
 
 @contextmanager
 def no_random_states() -> Iterator[None]:
-    """Take the random states out of what is loaded: Megatron prints that they are missing, and leaves with 0."""
+    """Remove the random states from the loaded state: Megatron reports that and exits with 0."""
     from megatron.training import checkpointing
 
     original = checkpointing._load_base_checkpoint
@@ -200,7 +200,7 @@ def no_random_states() -> Iterator[None]:
 
 @contextmanager
 def unfused_attention() -> Iterator[list[int]]:
-    """Train with Megatron's own unfused attention in place of ours; the layers that it computed, in order."""
+    """Train with Megatron's unfused attention instead of ours; record the layers that it computes."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     from megatron_lrpath.training import layers
@@ -220,7 +220,7 @@ def unfused_attention() -> Iterator[list[int]]:
 
 @contextmanager
 def wandb_offline() -> Iterator[None]:
-    """Nothing is watched; W&B writes to its folder and makes no connection."""
+    """Make W&B write to its folder without a connection; record nothing."""
     import os
 
     os.environ["WANDB_MODE"] = "offline"
@@ -229,7 +229,7 @@ def wandb_offline() -> Iterator[None]:
 
 @contextmanager
 def written_for_a_group() -> Iterator[list[str]]:
-    """The paths that the process opens to write, makes or renames to, under a umask that shuts others out."""
+    """Record the paths that the process writes, makes or renames to, under a umask that excludes others."""
     import os
     import sys
 
@@ -243,13 +243,13 @@ def written_for_a_group() -> Iterator[list[str]]:
             seen.append(os.path.abspath(os.fsdecode(path)))
 
     os.umask(0o027)
-    sys.addaudithook(note)  # for as long as the process lives
+    sys.addaudithook(note)  # stays until the process ends
     yield seen
 
 
 @contextmanager
 def killed_after_answers() -> Iterator[None]:
-    """Kills the process when a model has answered everything that it was asked, before anything is recorded."""
+    """Kill the process when a model has answered all prompts, before a result is recorded."""
     import os
 
     from megatron_lrpath.evaluate import downstream_worker
@@ -260,7 +260,7 @@ def killed_after_answers() -> Iterator[None]:
 
 @contextmanager
 def asked() -> Iterator[list[int]]:
-    """How many prompts a model is really asked, call by call."""
+    """Record the number of prompts that a model evaluates in each call."""
     from lm_eval.models.huggingface import HFLM
 
     seen: list[int] = []
@@ -276,7 +276,7 @@ def asked() -> Iterator[list[int]]:
 
 @contextmanager
 def fused_gradients() -> Iterator[list[str]]:
-    """Trains with the gradients added inside the product by our module; notes the type of each weight's inputs."""
+    """Train with gradients added inside the product by our module; record the type of the inputs."""
     from megatron.core.tensor_parallel import layers
 
     from megatron_lrpath.training import fused_gradients, machine
@@ -303,13 +303,13 @@ def fused_gradients() -> Iterator[list[str]]:
 
 @contextmanager
 def host_memory() -> Iterator[dict[str, list[int]]]:
-    """How much describing the optimizer's state for a save and for a load added to the peak of this process."""
+    """Record by how much describing the optimizer state for a save and a load raises the memory peak."""
     yield from _host_memory(lambda original, *args, **named: None)
 
 
 @contextmanager
 def host_memory_of_megatron() -> Iterator[dict[str, list[int]]]:
-    """The same with Megatron's own way in place of ours."""
+    """Record the same with Megatron's own method instead of ours."""
     yield from _host_memory(lambda original, *args, **named: original(*args, **named))
 
 
@@ -333,7 +333,7 @@ def _host_memory(instead: Any) -> Iterator[dict[str, list[int]]]:
 
 
 def peak_bytes(reset: bool = False) -> int:
-    """The most memory that this process has had at a time, since the last reset."""
+    """Return the peak memory of this process since the last reset."""
     if reset:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -344,7 +344,7 @@ def peak_bytes(reset: bool = False) -> int:
 
 @contextmanager
 def engine() -> Iterator[list[str]]:
-    """Use the stand-in as on a machine with a GPU; yield the kinds of its modules that were made."""
+    """Use the stand-in as on a machine with a GPU; record the classes of its modules that are made."""
     from transformer_engine.pytorch.extra_state import ExtraState
 
     from megatron_lrpath.plan.needs import ENGINE
@@ -367,7 +367,7 @@ def engine() -> Iterator[list[str]]:
 
 @contextmanager
 def engine_bytes() -> Iterator[list[str]]:
-    """The same, with extra states as Transformer Engine 1 saves them."""
+    """Use the stand-in with extra states as Transformer Engine 1 saves them; record as `engine` does."""
     from transformer_engine.pytorch.extra_state import FORM
 
     os.environ[FORM] = "bytes"
@@ -376,16 +376,16 @@ def engine_bytes() -> Iterator[list[str]]:
 
 
 class Command:
-    """Makes a file where it is unpickled."""
+    """A command that makes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A call of the shell."""
+        """Return a call of the shell."""
         return os.system, (f"touch {os.environ['STAND_IN_TRAP']}",)
 
 
 @contextmanager
 def engine_poisoned() -> Iterator[list[str]]:
-    """The norms save a command; `STAND_IN_TRAP` of the environment names the file that it makes."""
+    """Let the norms save a command; the variable `STAND_IN_TRAP` names the file that it makes."""
     from transformer_engine.pytorch import RMSNorm
 
     RMSNorm.without_fp8 = Command()
@@ -395,10 +395,10 @@ def engine_poisoned() -> Iterator[list[str]]:
 
 @contextmanager
 def gpu_kernels() -> Iterator[dict[str, int]]:
-    """Train on the CPU with a GPU's rows and kernels, liger's in Triton's interpreter; how often each was called."""
+    """Train on the CPU with a GPU's rows and kernels (liger's in Triton's interpreter); count the calls."""
     os.environ["TRITON_INTERPRET"] = "1"
     for module in [name for name in sys.modules if name.split(".")[0] == "triton" and "._C" not in name]:
-        del sys.modules[module]  # it chooses its interpreter at its import
+        del sys.modules[module]  # Triton chooses its interpreter at its import
     from megatron_lrpath.training import seams, setup
     from megatron_lrpath.training.gpu import kernels, measures
 

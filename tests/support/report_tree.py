@@ -1,4 +1,4 @@
-"""Makes up a trained and evaluated run tree, for tests and for looking at the report without training.
+"""Make up a trained and evaluated run tree, for tests and for viewing the report without training.
 
 By hand: `python tests/support/report_tree.py FOLDER` writes a plan of four versions and its runs below FOLDER.
 """
@@ -44,7 +44,7 @@ def write_plan(
     style: str = "cosine",
     name: str = "made-up",
 ) -> Plan:
-    """A plan file in `folder`, with its data and output in the same folder."""
+    """Write a plan file to `folder`, with its data and output in the same folder, and return the plan."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"  - {{name: v{i}, steps: {steps}}}" for i in range(1, versions + 1))
     path = folder / "plan.yaml"
@@ -53,7 +53,7 @@ def write_plan(
 
 
 def write_tree(plan: Plan, seed: int = 0, evaluate: bool = True) -> None:
-    """All runs of all paradigms, complete; losses follow a scaling law with annealing."""
+    """Write all runs of all paradigms, complete; losses follow a scaling law with annealing."""
     rng = np.random.default_rng(seed)
     states: dict[tuple[str, str], Any] = {}
     for paradigm in ("ptfs", "cpt", "ours"):
@@ -74,7 +74,7 @@ def write_tree(plan: Plan, seed: int = 0, evaluate: bool = True) -> None:
 
 
 def simulate(plan: Plan, run: Run, begin: Any, rng: np.random.Generator) -> Any:
-    """The run's history rows, and at each step the state that a child continues from."""
+    """Return for each step the state that a child continues from, and the run's history rows."""
     area, momentum, annealed, before = begin or (0.0, 0.0, 0.0, 0.0)
     scale = 60.0 / plan.versions[0].steps
     keep = 1 - 0.02 * scale
@@ -101,7 +101,7 @@ def simulate(plan: Plan, run: Run, begin: Any, rng: np.random.Generator) -> Any:
 
 
 def write_run(plan: Plan, run: Run, rows: Iterable[dict[str, Any]]) -> None:
-    """History, result and lineage of a complete run."""
+    """Write history, result and lineage of a complete run."""
     folder, rows = Path(plan.folder(run)), list(rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -114,7 +114,7 @@ def write_run(plan: Plan, run: Run, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_evaluation(folder: Path, run: Run, loss: float) -> None:
-    """An evaluation on four domains."""
+    """Write an evaluation on four domains."""
     domains = {name: score(loss + extra, 51_200) for name, extra in DOMAINS.items()}
     (folder / "eval.json").write_text(
         json.dumps({"step": run.last_step, **score(loss, 204_800), "domains": domains})
@@ -122,12 +122,12 @@ def write_evaluation(folder: Path, run: Run, loss: float) -> None:
 
 
 def score(loss: float, tokens: int) -> dict[str, Any]:
-    """A loss with its perplexity."""
+    """Return a loss with its perplexity."""
     return {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
 
 
 def write_slices(plan: Plan) -> None:
-    """A slice for each version and one for validation, of two domains."""
+    """Write a slice for each version and one for validation, of two domains."""
     folder = Path(plan.data.slices)
     for number, name in enumerate([*(version.name for version in plan.versions), "valid"]):
         documents = np.arange(9, dtype=np.int32)

@@ -18,13 +18,13 @@ BUCKET = "team"
 
 @contextmanager
 def s3_server() -> Iterator[None]:
-    """Run a server with an empty bucket, to which the environment points.
+    """Run a server with an empty bucket; the environment variables point to it.
 
-    It is a process of its own: tests fork, and a thread of a server could hold a lock then.
+    It is a separate process: tests fork, and a server thread could hold a lock at that moment.
     """
     port = free_ports(1)[0]
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
         assert process.poll() is None, "the S3 server has ended"

@@ -1,4 +1,4 @@
-"""A plan with fine-tuning on a few dozen small conversations, trained for real; and what tests do in its processes."""
+"""A plan with fine-tuning on a few dozen small conversations, trained for real, and worker functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHATS = 40
 
 
 def conversations(count: int = CHATS) -> list[dict[str, Any]]:
-    """Sums, in the three forms that are read, some with several answers."""
+    """Return sums in the three accepted forms, some with several answers."""
     generator = random.Random(3)
     rows: list[dict[str, Any]] = []
     for number in range(count):
@@ -51,13 +51,13 @@ def conversations(count: int = CHATS) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
-    """JSON lines; text is written unchanged."""
+    """Write JSON lines, and strings unchanged; return `path`."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 
 
 def sft_plan(folder: Path, **changes: Any) -> Path:
-    """A plan of one version of 4 steps with a section `sft`; `changes` replace keys of that section."""
+    """Make a plan of one version of 4 steps with a section `sft`; `changes` replace keys of that section."""
     data = write_lines(folder / "chat.jsonl", conversations())
     section = {"data": str(data)} | SFT | changes
     return make_plan(
@@ -66,21 +66,21 @@ def sft_plan(folder: Path, **changes: Any) -> Path:
 
 
 def changed(plan: Path, name: str, **keys: Any) -> Path:
-    """Another plan file next to it, with other keys at its top."""
+    """Write another plan file next to it, with other top-level keys; return its path."""
     path = plan.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | keys, sort_keys=False))
     return path
 
 
-def prepare(words: list[str]) -> None:
-    """Prepare a plan's data in a process of its own."""
+def prepare(argv: list[str]) -> None:
+    """Prepare a plan's data and exit with the command's status."""
     from megatron_lrpath.cli import main
 
-    raise SystemExit(main(["sft", words[0], "--prepare", "--workers", "1"]))
+    raise SystemExit(main(["sft", argv[0], "--prepare", "--workers", "1"]))
 
 
-def record_rows(words: list[str]) -> None:
-    """Train, and write every micro-batch (without its mask) to the file `words[0]`."""
+def record_rows(argv: list[str]) -> None:
+    """Train, and write every micro-batch (without its mask) to the file `argv[0]`."""
     from megatron_lrpath.training import forward, pretrain
 
     original, seen = forward.packed_batch, []
@@ -88,17 +88,17 @@ def record_rows(words: list[str]) -> None:
     def packed_batch(iterator: Any) -> Any:
         batch = original(iterator)
         seen.append({name: batch[name].tolist() for name in ("tokens", "labels", "loss_mask")})
-        Path(words[0]).write_text(json.dumps(seen))
+        Path(argv[0]).write_text(json.dumps(seen))
         return batch
 
     forward.packed_batch = packed_batch
-    pretrain.main(words[1:])
+    pretrain.main(argv[1:])
 
 
-def packed_against_alone(words: list[str]) -> None:
-    """Write to `words[0]` how far logits of packed examples are from those of the examples alone.
+def packed_against_alone(argv: list[str]) -> None:
+    """Write to `argv[0]` the differences between logits of packed examples and of each example alone.
 
-    `together`, the same without the mask (`leaking`), and with all other examples' tokens changed (`disturbed`).
+    `together` with the mask, `leaking` without it, `disturbed` with the tokens of all other examples changed.
     """
     import torch
     from megatron.core import mpu  # noqa: F401
@@ -114,10 +114,10 @@ def packed_against_alone(words: list[str]) -> None:
 
     session = Session("cpu")
     seams.apply(session)
-    plan = load_plan(words[1])
+    plan = load_plan(argv[1])
     run = plan.run("ours", "sft-v1")
-    argv = ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"]
-    args = setup.arguments(session, argv)
+    run_argv = ["--plan", argv[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"]
+    args = setup.arguments(session, run_argv)
     model, _ = perplexity.build(session, plan, args)
     assert perplexity.load_weights(plan, Target(run), args, model)
     model[0].eval()
@@ -146,12 +146,12 @@ def packed_against_alone(words: list[str]) -> None:
         "disturbed": farthest((packed[part], one) for part, one in zip(parts, disturbed, strict=True)),
         "largest": float(packed.abs().max()),
     }
-    Path(words[0]).write_text(json.dumps(found))
+    Path(argv[0]).write_text(json.dumps(found))
 
 
-def export(words: list[str]) -> None:
-    """Export the checkpoint `words[0]` to `words[1]`, all rows of the embeddings included."""
+def export(argv: list[str]) -> None:
+    """Export the checkpoint `argv[0]` to `argv[1]`, all rows of the embeddings included."""
     from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
 
-    export_checkpoint(Path(words[0]), Path(words[1]), Origin(1), Wishes(vocab_size=640, force=True))
+    export_checkpoint(Path(argv[0]), Path(argv[1]), Origin(1), Wishes(vocab_size=640, force=True))

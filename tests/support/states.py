@@ -1,4 +1,4 @@
-"""All state in a checkpoint that determines the rest of a training, as digests of exact bytes."""
+"""Digests of exact bytes of all state in a checkpoint that determines the rest of a training."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from tests.support.training_fixtures import launch
 
-VOLATILE = ("args", "rerun_state_machine", "content_metadata")  # where it was loaded from, timings
+VOLATILE = ("args", "rerun_state_machine", "content_metadata")  # source of the load, timings
 
 
 def states(*folders: Path) -> list[dict[str, str]]:
-    """Per checkpoint folder: weights, moments, step counts, rates, random states, counters."""
+    """Return for each checkpoint folder: weights, moments, step counts, rates, random states, counters."""
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place) / "states.json"
         launch("tests.support.states:main", [str(answer), *map(str, folders)]).ok()
         return list(json.loads(answer.read_text()))
 
 
-def main(words: list[str]) -> None:
-    """Write the states of the folders `words[1:]` to the file `words[0]`."""
-    Path(words[0]).write_text(json.dumps([read(Path(word)) for word in words[1:]]))
+def main(argv: list[str]) -> None:
+    """Write the states of the folders `argv[1:]` to the file `argv[0]`."""
+    Path(argv[0]).write_text(json.dumps([read(Path(word)) for word in argv[1:]]))
 
 
 def read(folder: Path) -> dict[str, str]:
-    """The leaves of one checkpoint by name."""
+    """Return the leaves of a checkpoint by name."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def flatten(value: Any, name: str) -> dict[str, str]:
-    """`value` as leaves."""
+    """Return the leaves of `value` by name."""
     import numpy as np
     import torch
 

@@ -1,7 +1,7 @@
 """Real trainings for tests: a tiny plan on real indexed datasets, the real entry point in forked processes.
 
-A fork server imports torch and Megatron once, so that a training costs its own time and not eight seconds of
-imports a process. What a process does is what `pretrain_gpt.py` does.
+A fork server imports torch and Megatron once, which saves eight seconds of imports per process. A process
+does the same as `pretrain_gpt.py`.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ VOCABULARY = 120
 
 @dataclass
 class Outcome:
-    """How a training ended: each rank's exit status, all output, and what its probe returned on each rank."""
+    """Result of a training: each rank's exit status, all output, and what its probe returned on each rank."""
 
     status: list[int | None]
     output: str
     probed: list[Any]
 
     def ok(self) -> Outcome:
-        """Itself, or the output as the failure."""
+        """Return this outcome; fail with the output if a status is not 0."""
         assert self.status == [0] * len(self.status), self.output[-6000:]
         return self
 
 
 def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any) -> Path:
-    """A plan of tiny versions (steps each) with its data in `folder`; `changes` replace keys of the file."""
+    """Write a plan of tiny versions (steps each) with its data in `folder`; `changes` replace its keys."""
     plan: dict[str, Any] = {
         "name": "tiny-test",
         "seed": 7,
@@ -81,7 +81,7 @@ def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any)
 
 
 def make_data(folder: Path, versions: Sequence[int], step_tokens: int, vocab_size: int | None) -> None:
-    """Random documents in an indexed dataset and a slice a version, with some more than its steps need."""
+    """Write an indexed dataset of random documents and a slice per version, larger than its steps need."""
     from megatron_lrpath.data.record import write_record
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
     from tests.support.data_fixtures import make_indexed_dataset, make_slice
@@ -104,55 +104,55 @@ def make_data(folder: Path, versions: Sequence[int], step_tokens: int, vocab_siz
 
 
 def run_words(plan: Path, paradigm: str, run: str, *extra: str) -> list[str]:
-    """The command line of a run."""
+    """Return the command line of a run."""
     return ["--plan", str(plan), "--paradigm", paradigm, "--run", run, "--device", "cpu", *extra]
 
 
-def train(words: Sequence[str], nproc: int = 1, probe: str | None = None, timeout: float = 240) -> Outcome:
-    """Run the entry point with `words` on `nproc` ranks.
+def train(argv: Sequence[str], nproc: int = 1, probe: str | None = None, timeout: float = 240) -> Outcome:
+    """Run the entry point with `argv` on `nproc` ranks.
 
-    `probe` names a context manager of `tests.support.probes` that watches the training and returns what it saw.
+    `probe` names a context manager of `tests.support.probes` that watches the training and records data.
     """
-    return launch("megatron_lrpath.training.pretrain:main", words, nproc, probe, timeout)
+    return launch("megatron_lrpath.training.pretrain:main", argv, nproc, probe, timeout)
 
 
 def launch(
-    entry: str, words: Sequence[str], nproc: int = 1, probe: str | None = None, timeout: float = 240
+    entry: str, argv: Sequence[str], nproc: int = 1, probe: str | None = None, timeout: float = 240
 ) -> Outcome:
-    """Call `module:function` with `words` on `nproc` ranks, each in a forked process of its own."""
-    return Ranks.start(entry, words, nproc, probe).outcome(timeout)
+    """Call `module:function` with `argv` on `nproc` ranks, each in a forked process of its own."""
+    return Ranks.start(entry, argv, nproc, probe).outcome(timeout)
 
 
-def lrpath(*words: object, stdin: str = "") -> Outcome:
-    """`lrpath` with this standard input, in a forked process; the processes that it starts are forked too."""
-    return launch("tests.support.training_fixtures:command", [stdin, *map(str, words)])
+def lrpath(*argv: object, stdin: str = "") -> Outcome:
+    """Run `lrpath` with this standard input in a forked process, whose child processes are forked as well."""
+    return launch("tests.support.training_fixtures:command", [stdin, *map(str, argv)])
 
 
-def command(words: list[str]) -> None:
-    """Call `lrpath` with the words after the first, which is its standard input."""
+def command(argv: list[str]) -> None:
+    """Call `lrpath` with `argv[1:]`; `argv[0]` is its standard input."""
     from megatron_lrpath.cli import main
 
-    sys.stdin = io.StringIO(words[0])
-    raise SystemExit(main(words[1:]))
+    sys.stdin = io.StringIO(argv[0])
+    raise SystemExit(main(argv[1:]))
 
 
 @dataclass
 class Ranks:
-    """The processes of a training that was started, what receives their probes' answers, and their output."""
+    """Processes of a started training, the pipes that receive their probes' records, and their output."""
 
     processes: list[Any]
     receivers: list[Any]
     log: Path
 
     @classmethod
-    def start(cls, entry: str, words: Sequence[str], nproc: int = 1, probe: str | None = None) -> Ranks:
+    def start(cls, entry: str, argv: Sequence[str], nproc: int = 1, probe: str | None = None) -> Ranks:
         """Start `nproc` ranks."""
         port = free_ports(1)[0]
         pipes = [CONTEXT.Pipe(duplex=False) for _ in range(nproc)]
         log = Path(os.environ.get("TMPDIR", "/tmp")) / f"lrpath-test-{os.getpid()}-{port}.log"
         processes = [
             CONTEXT.Process(
-                target=rank_main, args=(entry, list(words), rank, nproc, port, probe, log, pipes[rank][1])
+                target=rank_main, args=(entry, list(argv), rank, nproc, port, probe, log, pipes[rank][1])
             )
             for rank in range(nproc)
         ]
@@ -163,7 +163,7 @@ class Ranks:
         return cls(processes, [receiver for receiver, _ in pipes], log)
 
     def outcome(self, timeout: float) -> Outcome:
-        """Wait for their end; a rank that takes longer than `timeout` seconds is killed."""
+        """Wait for the ranks to end; kill a rank that takes longer than `timeout` seconds."""
         probed = [receive(receiver) for receiver in self.receivers]
         for process in self.processes:
             process.join(timeout)
@@ -176,7 +176,7 @@ class Ranks:
 
 
 def receive(receiver: Any) -> Any:
-    """What a rank's probe sent, None where the rank ended without sending."""
+    """Return the records of a rank's probe, None if the rank ended without sending."""
     try:
         return receiver.recv()
     except EOFError:
@@ -184,9 +184,9 @@ def receive(receiver: Any) -> Any:
 
 
 def rank_main(
-    entry: str, words: list[str], rank: int, world: int, port: int, probe: str | None, log: Path, sender: Any
+    entry: str, argv: list[str], rank: int, world: int, port: int, probe: str | None, log: Path, sender: Any
 ) -> None:
-    """One rank: environment as a launcher sets it, output into `log`, the entry under the probe."""
+    """Run a rank: set the launcher's environment, send output to `log`, call the entry under the probe."""
     import importlib
 
     os.environ |= {
@@ -195,7 +195,7 @@ def rank_main(
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
     }
-    if world > 1:  # one alone needs no port, and takes none
+    if world > 1:  # a single rank needs no port
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
@@ -208,8 +208,8 @@ def rank_main(
 
     with getattr(probes, probe or "nothing")() as seen:
         try:
-            main(words)
-        finally:  # Megatron leaves through sys.exit when it stops early
+            main(argv)
+        finally:  # Megatron exits through sys.exit when it stops early
             sender.send(seen)
             sys.stdout.flush()
 
@@ -225,6 +225,6 @@ def begin_process_group() -> None:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's history, without their checksums."""
+    """Return the lines of a run's history, without their checksums."""
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != CHECK} for row in rows]

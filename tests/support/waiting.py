@@ -1,4 +1,4 @@
-"""Waiting for what other processes do."""
+"""Wait for other processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def until(
     about: Callable[[], str] = lambda: "",
     pause: float = 0.02,
 ) -> None:
-    """Wait until `true()` is; an assertion with `about()` after `seconds` of pauses.
+    """Wait until `true()` is true; fail with `about()` after `seconds` of pauses.
 
-    Pauses are counted instead of clock time: while a whole machine is stopped the clock advances, and the
-    process that is waited for does not.
+    Pauses are counted instead of clock time: while a machine is suspended the clock advances, and the other
+    process does not.
     """
     for _ in range(round(seconds / pause)):
         if true():

@@ -36,7 +36,7 @@ output: {folder}/runs
 
 
 def make_tree(folder: Path) -> Plan:
-    """Versions of 20 steps, branches leaving at 10, 30 and 50; the main path is saved every 5 steps."""
+    """Make versions of 20 steps, branches from steps 10, 30 and 50; the main path is saved every 5 steps."""
     folder.mkdir(exist_ok=True)
     path = folder / "plan.yaml"
     path.write_text(PLAN.format(folder=folder))
@@ -48,7 +48,7 @@ def make_tree(folder: Path) -> Plan:
 
 
 def again_and_again(make: Callable[[Path], Plan], folder: Path) -> Iterator[Plan]:
-    """What `make` makes in a folder, once, and then time after time as it was then."""
+    """Yield the plan that `make` writes to a folder; restore the folder to that state each time."""
     make(folder / "tree")
     shutil.copytree(folder / "tree", folder / "kept")
 
@@ -62,7 +62,7 @@ def again_and_again(make: Callable[[Path], Plan], folder: Path) -> Iterator[Plan
 
 
 def train(plan: Plan, run: Run, saves: Sequence[int], parent: Run | None = None) -> None:
-    """What a complete training leaves."""
+    """Write the files of a complete training."""
     folder = RunFolder(plan.folder(run))
     root = folder.checkpoints
     root.mkdir(parents=True)
@@ -86,7 +86,7 @@ def train(plan: Plan, run: Run, saves: Sequence[int], parent: Run | None = None)
 
 
 def save(root: Path, step: int) -> None:
-    """A checkpoint of a kilobyte."""
+    """Write a checkpoint of a kilobyte."""
     folder = checkpoint_folder(root, step)
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(step.to_bytes(4, "little") * 250)

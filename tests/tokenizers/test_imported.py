@@ -1,4 +1,4 @@
-"""The tokenizer of an imported folder: as the plan names it, it gives the ids that the model was trained with."""
+"""The tokenizer of an imported folder, as the plan names it, returns the ids of the model's training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MODEL = GOLDEN / "sp.model"
 
 
 def write(path: Path, value: Any) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def imported(source: Path) -> dict[str, str] | None:
-    """A plan's statement on the tokenizer that was in `source`."""
+    """Return the plan's section for the tokenizer in `source`."""
     return import_tokenizer(source, source.parent / "place", Path("target/tokenizer"))
 
 

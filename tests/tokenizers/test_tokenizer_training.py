@@ -21,7 +21,7 @@ SOURCE = GOLDEN / "texts.jsonl"
 
 
 def train(source: Path, prefix: Path, *more: str) -> bytes:
-    """Call the tool in this process; the model's bytes."""
+    """Call the tool in this process; return the model's bytes."""
     arguments = ["--input", str(source), "--output-prefix", str(prefix), "--vocab-size", "600", *more]
     assert train_tokenizer.main(arguments) == 0
     return Path(f"{prefix}.model").read_bytes()

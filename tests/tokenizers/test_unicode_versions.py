@@ -1,4 +1,4 @@
-"""The fast tokenizers give the original's ids for every Unicode character, with tables of any version."""
+"""The fast tokenizers return the original's ids for every Unicode character, with tables of any version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = ["ab", "\u0627\u0898\u064e", "e\u0301\u0323", "ن\u064e", "\u0915\u093c"
 
 @pytest.fixture(scope="module", params=NORMALIZERS)
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceEncoder:
-    """A byte-level BPE that cuts like Qwen2's, with one of the normalizers."""
+    """Return an encoder of a byte-level BPE that splits like Qwen2's, with one of the normalizers."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -48,25 +48,25 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         vocab_size=2000, special_tokens=["<|end|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    # neighbours of all kinds become tokens, so that a different cut or order shows
+    # neighbors of all kinds become tokens, so that a different split or order is detected
     neighbours = [f"{word}{chr(code)}{word} {chr(code)}1{chr(code)}" for word in WORDS for code in LATER]
     tokenizer.train_from_iterator(texts() + neighbours * 5, trainer)
     folder = tmp_path_factory.mktemp("hf")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
-    words = ["--input", "-", "--output-prefix", "x", "--tokenizer-type", "HuggingFaceTokenizer"]
-    made = HuggingFaceEncoder(build_parser().parse_args([*words, "--tokenizer-model", str(folder)]))
+    argv = ["--input", "-", "--output-prefix", "x", "--tokenizer-type", "HuggingFaceTokenizer"]
+    made = HuggingFaceEncoder(build_parser().parse_args([*argv, "--tokenizer-model", str(folder)]))
     assert made.fast is not None, made.notice
     return made
 
 
 def in_texts(pieces: Iterator[str], number: int = 512) -> Iterator[str]:
-    """The pieces joined, so many in a text."""
+    """Yield the pieces joined, `number` to a text."""
     held = list(pieces)
     return ("".join(held[start : start + number]) for start in range(0, len(held), number))
 
 
 def require_equal(encoder: HuggingFaceEncoder, found: Iterator[str]) -> None:
-    """Both ways give the same ids for every text."""
+    """Check that both ways return the same ids for every text."""
     assert encoder.fast is not None
     for text in found:
         assert encoder.fast.agrees(text), ascii(text[:200])
@@ -74,7 +74,7 @@ def require_equal(encoder: HuggingFaceEncoder, found: Iterator[str]) -> None:
 
 def test_every_character_alone(encoder: HuggingFaceEncoder) -> None:
     assert encoder.fast is not None
-    # Without those that are left to the library, which would take whole texts of others with them.
+    # Without those that are left to the library, which would pull in whole texts of others.
     differing = encoder.fast._differing  # type: ignore[attr-defined]
     assert len(differing) < 20_000
     fast = (c for c in CHARACTERS if c not in differing)

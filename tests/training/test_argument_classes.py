@@ -1,4 +1,4 @@
-"""The table of arguments against Megatron's parser, and applied to command lines: --plan, --lr-path, own scripts."""
+"""The table of arguments against Megatron's parser, and on command lines: --plan, --lr-path, own scripts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().ite
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A sound plan."""
+    """Return a valid plan."""
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
     path.write_text(SOUND)
     return load_plan(path)
 
 
 def values_of(argument: Argument) -> Any:
-    """A value as the parser has it, of those that the table allows."""
+    """Return a value that the table allows, in the parser's type."""
     choices = argument.allowed or next(iter(argument.forms.values())).choices
     return next((one for one in choices if one not in argument.refused_values), True)
 
@@ -51,9 +51,9 @@ def test_the_table_has_every_argument_of_megatron_and_no_other() -> None:
 
 
 def test_what_the_parser_takes_is_up_to_date() -> None:
-    """In a process of its own: the script activates the CPU's backend, which changes torch for what follows."""
-    words = [sys.executable, str(ROOT / "scripts/megatron_arguments.py"), "--check"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    """The script runs in a separate process: it activates the CPU's backend, which changes torch."""
+    argv = [sys.executable, str(ROOT / "scripts/megatron_arguments.py"), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -121,7 +121,7 @@ def test_all_refusals_of_a_command_line_come_in_one_message() -> None:
 
 
 def own_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """What a script of a team adds."""
+    """Add the arguments of a team's script."""
     parser.add_argument("--team-loss", type=float)
     parser.add_argument("--team-log", action="store_true")
     return parser

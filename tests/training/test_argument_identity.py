@@ -1,4 +1,4 @@
-"""A run by --lr-path that has checkpoints and no record: compared with what they hold, then recorded."""
+"""A run by --lr-path with checkpoints and no record is compared with their content, then recorded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.training.test_training_rates import words_without_plan
 
 
 def scratch(plan: Path, folder: Path, *extra: str) -> list[str]:
-    """A run from random weights of 8 steps; later arguments override earlier ones."""
-    words = ["--lr-path", "scratch", "--lr", "0.01", "--min-lr", "0.001", "--train-iters", "8"]
-    return [*words, "--save", str(folder / "own"), *words_without_plan(plan, folder), *extra]
+    """Return the command line of an 8-step run from random weights; later arguments override earlier ones."""
+    argv = ["--lr-path", "scratch", "--lr", "0.01", "--min-lr", "0.001", "--train-iters", "8"]
+    return [*argv, "--save", str(folder / "own"), *words_without_plan(plan, folder), *extra]
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A plan (for model and data), and the folder with a run by --lr-path that stopped after step 4."""
+    """Return a plan (for model and data), and the folder of a run by --lr-path that stopped after step 4."""
     folder = tmp_path_factory.mktemp("begun")
     plan = make_plan(folder, (6, 6))
     train(scratch(plan, folder, "--exit-interval", "4")).ok()

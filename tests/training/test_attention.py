@@ -1,4 +1,4 @@
-"""The core attention without Transformer Engine: Megatron's unfused attention to rounding, and no silent omissions."""
+"""The core attention without Transformer Engine equals Megatron's unfused one, without silent omissions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 def build(kind: Any, case: dict[str, Any]) -> Any:
-    """A core attention module of this kind for a case."""
+    """Return a core attention module of this kind for a case."""
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -53,8 +53,8 @@ def build(kind: Any, case: dict[str, Any]) -> Any:
     return kind(config, layer, mask, "self", softmax_scale=scale)
 
 
-def compare(words: list[str]) -> None:
-    """Compare outputs and gradients on this rank's heads; runs in a process of its own."""
+def compare(argv: list[str]) -> None:
+    """Compare outputs and gradients on this rank's heads, in a separate process."""
     import torch
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -65,7 +65,7 @@ def compare(words: list[str]) -> None:
     world = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=world)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    for case in json.loads(words[0]):
+    for case in json.loads(argv[0]):
         ours, theirs = build(SDPACoreAttention, case), build(DotProductAttention, case)
         config = ours.config
         tolerance = {"rtol": 2e-2, "atol": 2e-2} if config.bf16 else {"rtol": 1e-5, "atol": 1e-6}
@@ -96,8 +96,8 @@ def test_outputs_and_gradients_are_megatrons_unfused_attentions(nproc: int) -> N
     launch("tests.training.test_attention:compare", [json.dumps(cases)], nproc).ok()
 
 
-def refuse(words: list[str]) -> None:
-    """Build what is refused and print the messages; runs in a process of its own."""
+def refuse(argv: list[str]) -> None:
+    """Build the refused cases and check their messages, in a separate process."""
     import torch
     from megatron.core import parallel_state
 
@@ -106,7 +106,7 @@ def refuse(words: list[str]) -> None:
 
     begin_process_group()
     parallel_state.initialize_model_parallel()
-    for name, case in json.loads(words[0]).items():
+    for name, case in json.loads(argv[0]).items():
         with pytest.raises(UserError) as refusal:
             build(SDPACoreAttention, case)
         assert name in str(refusal.value)
@@ -140,7 +140,7 @@ def test_a_model_trains_to_the_losses_of_megatrons_unfused_attention(tmp_path: P
 
 
 def test_attention_dropout_is_drawn_from_the_ranks_own_generator(tmp_path: Path) -> None:
-    """Two starts give the same losses, others than without dropout."""
+    """Two starts give the same losses, which differ from those without dropout."""
     losses = []
     for number, dropout in enumerate((0.3, 0.3, 0.0)):
         folder = tmp_path / str(number)

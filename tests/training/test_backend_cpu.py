@@ -1,4 +1,4 @@
-"""The CPU backend: what it answers for, that it touches no operation, and kernels that compute what Megatron's do."""
+"""The CPU backend: the names it replaces, that it changes no operation, and kernels equal to Megatron's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ print(json.dumps({"changed": changed, "modes": len(_get_current_function_mode_st
 
 
 def test_no_operation_is_wrapped_and_no_mode_is_active() -> None:
-    """Of all names of torch only factories, moves between devices and torch.cuda's own are replaced."""
+    """Only factories, moves between devices and torch.cuda's own names are replaced in torch."""
     command = [sys.executable, "-W", "ignore", "-c", CHANGED]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     found = json.loads(answer.stdout)
@@ -60,8 +60,8 @@ def test_no_operation_is_wrapped_and_no_mode_is_active() -> None:
     assert others == moves | {"torch.compile", "Adam._init_group"} | {f"torch.{name}" for name in FACTORIES}
 
 
-def answers(words: list[str]) -> None:
-    """What stands for the names that Megatron asks a GPU for; runs in a process of its own."""
+def answers(argv: list[str]) -> None:
+    """Check the replacements for the names that Megatron calls for a GPU, in a separate process."""
     from megatron_lrpath.training.cpu.backend import FACTORIES
 
     cpu = torch.device("cpu")
@@ -91,7 +91,7 @@ def answers(words: list[str]) -> None:
 
 
 def random_numbers_and_time() -> None:
-    """The device's generator is the CPU's; events measure time."""
+    """Check that the device's generator is the CPU's, and that events measure time."""
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)
@@ -111,8 +111,8 @@ def test_megatrons_questions_to_a_gpu_are_answered() -> None:
     launch("tests.training.test_backend_cpu:answers", []).ok()
 
 
-def fused_adam(words: list[str]) -> None:
-    """Adam's and AdamW's updates in the fused kernel, for any loaded groups; runs in a process of its own."""
+def fused_adam(argv: list[str]) -> None:
+    """Check that Adam and AdamW use the fused kernel for any loaded groups, in a separate process."""
     from torch.profiler import profile
 
     for kind in (torch.optim.Adam, torch.optim.AdamW):
@@ -139,7 +139,7 @@ def test_adam_is_fused_also_after_loading_groups_that_are_not() -> None:
 
 
 def derivatives(function: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """The output of `function` and the gradients of its floating inputs, for a fixed weighting of the output."""
+    """Return the output of `function` and the gradients of its floating inputs, for fixed output weights."""
     leaves = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in inputs]
     output = function(*leaves)
     weight = torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype)
@@ -148,7 +148,7 @@ def derivatives(function: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 
 def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor], dtype: torch.dtype) -> None:
-    """All results agree to the rounding of `dtype`."""
+    """Assert that all results agree to the rounding of `dtype`."""
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
@@ -195,8 +195,8 @@ def test_swiglu_is_silu_of_the_gate_times_the_rest(dtype: torch.dtype) -> None:
     assert_same(derivatives(kernels.SwiGLU.apply, states), derivatives(plain, states), dtype)
 
 
-def against_megatron(words: list[str]) -> None:
-    """Our wrappers and the functions of Megatron that they replace; runs in a process of its own."""
+def against_megatron(argv: list[str]) -> None:
+    """Compare our wrappers with the functions of Megatron that they replace, in a separate process."""
     from types import SimpleNamespace
 
     from megatron.core import parallel_state
@@ -235,7 +235,7 @@ def against_megatron(words: list[str]) -> None:
 
 
 def collectives(functions: dict[str, Any]) -> None:
-    """One rank's collectives in place leave the values; out of place, and asynchronous ones, still copy them."""
+    """Check that one rank's in-place collectives keep the values and all others still copy them."""
     for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
         ours = functions[name][0]
         buffer, copy = torch.arange(6.0), torch.zeros(6)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def grown(folder: Path, *versions: dict[str, object]) -> Path:
-    """A plan of these versions."""
+    """Write a plan of these versions; return its path."""
     path = make_plan(folder, SLICES)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"versions": list(versions)}))
     return path
@@ -35,24 +35,24 @@ def grown(folder: Path, *versions: dict[str, object]) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan whose steps have four samples in v1 and eight from v2 on."""
+    """Return a plan whose steps have four samples in v1 and eight from v2 on."""
     return grown(tmp_path_factory.mktemp("sizes"), V1, V2, V3)
 
 
 @pytest.fixture(scope="module")
 def main(plan: Path) -> list[str]:
-    """The main path's samples; it ends at step 12."""
+    """Return the main path's samples; it ends at step 12."""
     return samples(plan, "ours", "main")
 
 
 def recorded(plan: Plan, paradigm: str, name: str) -> list[tuple[int, int, float]]:
-    """Each step of the run's history with the consumed samples and the rate."""
+    """Return each step of the run's history with the consumed samples and the rate."""
     rows = history(plan.folder(plan.run(paradigm, name)))
     return [(row["step"], row["consumed_samples"], row["lr"]) for row in rows]
 
 
 def planned(plan: Plan, paradigm: str, name: str) -> list[tuple[int, int, float]]:
-    """The same as it follows from the plan: four samples up to step 4, eight afterwards."""
+    """Return the same by the plan: four samples up to step 4, eight afterwards."""
     run = plan.run(paradigm, name)
     steps = range(run.first_step + 1, run.last_step + 1)
     return [(step, 4 * step + 4 * max(0, step - 4), run.path.lr_at(step - 1)) for step in steps]
@@ -92,7 +92,7 @@ def test_an_appended_size_changes_nothing_before_it_and_may_need_more_processes(
     assert "a batch of 4 samples" in message
     assert "2 data-parallel ranks in micro batches of 4" in message
     samples(three, "ours", "main", "--exit-interval", "4")
-    # the next batch divides among two ranks in micro batches of four, as the first ones do not
+    # the next batch can be divided among two ranks in micro batches of four, unlike the first ones
     assert samples(three, "ours", "main", "--micro-batch-size", "4", nproc=2) == main[16:]
     after = [without_time(line) for line in history(tmp_path / "runs/ours/main")]
     assert after[:2] == [without_time(line) for line in lines]

@@ -31,7 +31,7 @@ BRANCH = ("ours", "branch-v2")  # 5 steps of 4 samples: steps 16 to 20
 
 
 def extra_slice(folder: Path, name: str, first: int, samples: int) -> None:
-    """A slice of its own dataset, whose samples of 16 tokens begin with distinct tokens."""
+    """Write a slice of its own dataset, whose samples of 16 tokens begin with distinct tokens."""
     tokens = np.random.default_rng(first).integers(1, 119, size=samples * 16 + 20).tolist()
     prefix = make_indexed_dataset(folder / f"{name}_text_document", [tokens])
     make_slice(folder / "slices" / f"{name}.slice", [(prefix, [0], name)])
@@ -39,7 +39,7 @@ def extra_slice(folder: Path, name: str, first: int, samples: int) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained main path, a branch without a mix, and the same with one; their tokens in `*.json`."""
+    """Return a trained main path, a branch without a mix, and one with a mix; their tokens in `*.json`."""
     folder = tmp_path_factory.mktemp("mix")
     plain = make_plan(folder, (10, 10))
     extra_slice(folder / "data", "curated", 1, 8)
@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def steps_of(path: Path) -> list[list[tuple[int, ...]]]:
-    """The samples of each step (tokens), from the recorded micro-batches of 2."""
+    """Return the samples of each step (tokens), from the recorded micro-batches of 2."""
     micro = [[tuple(tokens) for tokens in batch] for batch in json.loads(path.read_text())]
     return [one + other for one, other in zip(micro[::2], micro[1::2], strict=True)]
 
@@ -84,7 +84,7 @@ def test_the_mix_takes_its_share_and_leaves_the_rest_as_it_was(trained: Path) ->
     foreign: list[tuple[int, ...]] = []
     for before, after, counts in zip(plain, mixed, quotas(shares, 4, 5), strict=True):
         replaced = [now for was, now in zip(before, after, strict=True) if was != now]
-        assert len(replaced) == sum(counts)  # all others stand where they stood
+        assert len(replaced) == sum(counts)  # all others are unchanged
         foreign += replaced
     assert len(set(foreign)) == len(foreign)  # none twice
     curated, fresh = (tokens_of(trained, name) for name in ("curated", "fresh"))
@@ -93,7 +93,7 @@ def test_the_mix_takes_its_share_and_leaves_the_rest_as_it_was(trained: Path) ->
 
 
 def tokens_of(folder: Path, name: str) -> set[tuple[int, ...]]:
-    """The samples of 16 tokens that a slice of one document yields."""
+    """Return the samples of 16 tokens that a slice of one document yields."""
     data = np.fromfile(folder / f"data/{name}_text_document.bin", dtype=np.uint16).tolist()
     return {tuple(data[start : start + 16]) for start in range(0, len(data) - 16, 16)}
 
@@ -106,7 +106,7 @@ def test_without_a_mix_the_branch_reads_what_the_main_path_would(trained: Path) 
 
 
 def longer_main(folder: Path) -> list[str]:
-    """The same main path in another folder, trained to the end of v2."""
+    """Return the command line of the same main path in another folder, up to the end of v2."""
     keys = yaml.safe_load((folder / "plain.yaml").read_text())
     keys |= {"also_branch_at": [20], "output": str(folder / "longer")}
     (folder / "longer.yaml").write_text(yaml.safe_dump(keys, sort_keys=False))
@@ -139,16 +139,16 @@ def test_two_ranks_read_the_same_steps_and_a_resumed_branch_ends_with_the_same_b
     (trained / "again.yaml").write_text(yaml.safe_dump(keys, sort_keys=False))
     (trained / "again/ours").mkdir(parents=True)
     (trained / "again/ours/main").symlink_to(trained / "runs/ours/main")
-    words = run_words(trained / "again.yaml", *BRANCH)
-    train([*words, "--exit-interval", "17"]).ok()
-    train(words).ok()
+    argv = run_words(trained / "again.yaml", *BRANCH)
+    train([*argv, "--exit-interval", "17"]).ok()
+    train(argv).ok()
     ends = [trained / root / "ours/branch-v2" for root in ("runs", "again")]
     first, second = states(*(end / "checkpoints/iter_0000020" for end in ends))
     assert first == second
     losses = [[(line["step"], line["loss"]) for line in history(end)] for end in ends]
     assert losses[0] == losses[1]
     ends[1].rename(trained / "again/ours/one-rank")
-    train(words, nproc=2).ok()
+    train(argv, nproc=2).ok()
     two = [(line["step"], line["loss"]) for line in history(ends[1])]
     assert [step for step, _ in two] == [step for step, _ in losses[0]]
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in losses[0]], rel=1e-5)
@@ -168,7 +168,7 @@ def test_another_mix_is_another_run(trained: Path) -> None:
 
 
 def changed(folder: Path, mix: dict[str, Any]) -> Path:
-    """The mixed plan with another mix."""
+    """Write the mixed plan with another mix; return its path."""
     path = folder / "changed.yaml"
     keys = yaml.safe_load((folder / "mixed.yaml").read_text()) | {"branch_mix": mix}
     path.write_text(yaml.safe_dump(keys, sort_keys=False))

@@ -1,4 +1,4 @@
-"""Transformer Engine's layers, by a stand-in on the CPU: they train as the local ones, on each other's checkpoints.
+"""Transformer Engine's layers, by a stand-in on the CPU, train like local layers and on their checkpoints.
 
 docs/gpus.md lists what the stand-in cannot test.
 """
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 EVALUATION = "megatron_lrpath.evaluate.worker:main"
 WAYS = ("local", "engine", "engine_bytes")
 LAYERS = {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "TEDotProductAttention", "RMSNorm"}
-CLOSE = 1e-5  # of losses: other kernels, fp32
+CLOSE = 1e-5  # tolerance of losses: other kernels, fp32
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The process whose trainings find the stand-in."""
+    """Yield the process whose trainings find the stand-in."""
     with engine_process(tmp_path_factory.mktemp("trap")) as process:
         yield process
 
@@ -41,21 +41,19 @@ Start = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def start(engine: Engine) -> Start:
-    """Start an entry point `by` one of `WAYS`."""
+    """Return a function that starts an entry point `by` one of `WAYS`."""
 
     def entry(
-        by: str, words: list[str], module: str = "megatron_lrpath.training.pretrain:main", nproc: int = 1
+        by: str, argv: list[str], module: str = "megatron_lrpath.training.pretrain:main", nproc: int = 1
     ) -> Outcome:
-        return (
-            launch(module, words, nproc) if by == "local" else engine.launch(words, module, nproc, probe=by)
-        )
+        return launch(module, argv, nproc) if by == "local" else engine.launch(argv, module, nproc, probe=by)
 
     return entry
 
 
 @pytest.fixture(scope="module")
 def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Each way's main path and first branch, by the same plan."""
+    """Return the plan of each way, with its main path and first branch trained."""
     plans = {}
     for by in WAYS:
         plans[by] = make_plan(tmp_path_factory.mktemp(by), (6, 6))
@@ -67,7 +65,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def copy(trained: Trained, tmp_path: Path) -> Callable[[str], Path]:
-    """The plan with what one of `WAYS` has trained of it, to be changed at will."""
+    """Return a function that copies the plan with the runs of one of `WAYS`, which a test may change."""
 
     def made(by: str, *kept: str) -> Path:
         plan = yaml.safe_load(trained[by].read_text())
@@ -80,7 +78,7 @@ def copy(trained: Trained, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def layers(outcome: Outcome) -> set[str]:
-    """The kinds of the stand-in's modules that were made."""
+    """Return the kinds of the stand-in's modules that were made."""
     return set(outcome.probed[0] or ())
 
 
@@ -111,7 +109,7 @@ def test_a_branch_starts_from_the_others_main_path(
 def test_two_tensor_parallel_ranks_train_as_one_rank_of_local_layers(
     tmp_path: Path, copy: Callable[..., Path], trained: Trained, start: Start
 ) -> None:
-    """From the first step, and a branch from the checkpoint of local layers at another layout."""
+    """This holds from the first step, and for a branch off the local layers' checkpoint at another layout."""
     layout = ("--tensor-model-parallel-size", "2")
     plans = {"main": make_plan(tmp_path / "two", (6, 6)), "branch-v1": copy("local", "main")}
     for run, plan in plans.items():
@@ -125,10 +123,10 @@ def test_a_run_resumes_from_the_others_checkpoint_and_both_are_merged(
     first: str, then: str, tmp_path: Path, trained: Trained, start: Start
 ) -> None:
     plan = make_plan(tmp_path, (6, 6), megatron={"save_interval": 1})
-    words = run_words(plan, "ours", "main")
-    start(first, [*words, "--exit-interval", "4"])
+    argv = run_words(plan, "ours", "main")
+    start(first, [*argv, "--exit-interval", "4"])
     assert len(losses(plan, "main")) == 4
-    start(then, words).ok()
+    start(then, argv).ok()
     assert losses(plan, "main") == pytest.approx(losses(trained["local"], "main"), rel=CLOSE)
     assert lrpath(["merge", str(plan), "--version", "v1", "--decay", "linear", "--min-lr-share", "0"]) == 0
     merged = load_plan(next((tmp_path / "runs/merged").iterdir()) / "plan.yaml")
@@ -143,10 +141,10 @@ def test_the_others_version_is_evaluated_alike(
     first: str, then: str, copy: Callable[..., Path], start: Start
 ) -> None:
     plan = copy(first)
-    words = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1"]
+    argv = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1"]
     found = []
     for by in (first, then):
-        assert layers(start(by, words, EVALUATION).ok()) == (set() if by == "local" else LAYERS)
+        assert layers(start(by, argv, EVALUATION).ok()) == (set() if by == "local" else LAYERS)
         result = plan.parent / "runs/ours/branch-v1/eval.json"
         found.append(json.loads(result.read_text())["perplexity"])
         result.unlink()
@@ -177,5 +175,5 @@ def test_an_extra_state_with_a_command_is_refused_and_not_run(
     assert refused.status == [2]
     assert "final_layernorm._extra_state" in refused.output
     assert "holds more than data" in refused.output
-    start("local", run_words(plan, "ours", "branch-v1")).ok()  # its last norm has no state, and asks for none
+    start("local", run_words(plan, "ours", "branch-v1")).ok()  # its last norm has and needs no state
     assert not trap.exists()

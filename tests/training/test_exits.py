@@ -20,7 +20,7 @@ from tests.training.test_training_rates import words_without_plan
 
 
 def raised_in(module: str, name: str, code: Any, exit: Any = None) -> SystemExit:
-    """The exit that a function of a module raises."""
+    """Return the exit that a function of a module raises."""
 
     def leave() -> None:
         exit(code) if exit else (_ for _ in ()).throw(SystemExit(code))
@@ -78,24 +78,24 @@ def test_an_exit_has_one_message_and_a_status(code: Any, kind: type, status: int
 
 def test_a_parent_that_cannot_be_loaded_whole_is_refused_by_all_ranks(tmp_path: Path) -> None:
     make_plan(tmp_path, (6,))
-    words = [*words_without_plan(tmp_path / "plan.yaml", tmp_path), "--lr", "0.01"]
+    argv = [*words_without_plan(tmp_path / "plan.yaml", tmp_path), "--lr", "0.01"]
     plain = ["--train-iters", "3", "--lr-decay-style", "constant", "--save"]
-    train([*words, *plain, str(tmp_path / "whole")]).ok()
-    train([*words, *plain, str(tmp_path / "weights"), "--no-save-optim"]).ok()
+    train([*argv, *plain, str(tmp_path / "whole")]).ok()
+    train([*argv, *plain, str(tmp_path / "weights"), "--no-save-optim"]).ok()
     for ranks in (1, 2):
-        outcome = train(branch(words, tmp_path, "whole"), ranks, probe="no_random_states")
+        outcome = train(branch(argv, tmp_path, "whole"), ranks, probe="no_random_states")
         assert outcome.status == [2] * ranks, outcome.output[-3000:]
         message = outcome.output.partition("lrpath: error: ")[2]
         assert "Unable to load rng state" in message
         assert "Calling again without a change" in message
         assert message.count("lrpath: error") == 0
-    assert "without the optimizer's state" in refusal(branch(words, tmp_path, "weights"))
+    assert "without the optimizer's state" in refusal(branch(argv, tmp_path, "weights"))
     other = ["--optimizer", "adam", "--adam-beta2", "0.9"]
-    train([*branch(words, tmp_path, "whole"), *other]).ok()
+    train([*branch(argv, tmp_path, "whole"), *other]).ok()
 
 
-def branch(words: list[str], folder: Path, parent: str) -> list[str]:
-    """The command line of a branch off a run in `folder`."""
+def branch(argv: list[str], folder: Path, parent: str) -> list[str]:
+    """Return the command line of a branch off a run in `folder`."""
     start = [
         "--lr-path-parent",
         str(folder / parent),
@@ -104,7 +104,7 @@ def branch(words: list[str], folder: Path, parent: str) -> list[str]:
         "--lr-path-decay-iters",
         "2",
     ]
-    return [*words, "--lr-path", "branch", *start, "--save", str(folder / f"off-{parent}")]
+    return [*argv, "--lr-path", "branch", *start, "--save", str(folder / f"off-{parent}")]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_failure_reports_whether_calling_again_can_help(
 
 
 class Task:
-    """What the runner's message reads of a task."""
+    """Task with only what the runner's message reads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

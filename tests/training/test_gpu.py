@@ -25,19 +25,19 @@ pytestmark = [
 BF16 = {"bf16": True, "use_distributed_optimizer": True, "dist_ckpt_optim_fully_reshardable": True}
 
 
-def call(*words: object) -> str:
-    """Run a Python command from the repository's root; its output."""
+def call(*argv: object) -> str:
+    """Run a Python command from the repository's root; return its output."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     answer = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, argv)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-6000:]
     return answer.stdout + answer.stderr
 
 
 def train(plan: Path, run: str, *extra: object, device: str = "cuda") -> list[dict[str, Any]]:
-    """Train a run of ours as `pretrain_gpt.py` does; the lines of its history."""
+    """Train a run of ours as `pretrain_gpt.py` does; return the lines of its history."""
     call("pretrain_gpt.py", "--plan", plan, "--paradigm", "ours", "--run", run, "--device", device, *extra)
     return history(plan.parent / "runs/ours" / run)
 
@@ -58,7 +58,7 @@ def test_the_rates_are_the_plans_and_the_losses_the_cpus(tmp_path: Path) -> None
 
 
 def differences(folder: Path, device: str, **changes: Any) -> list[str]:
-    """The states (weights, moments, random numbers) in which stopped trainings differ from whole ones."""
+    """Return the states (weights, moments, random numbers) in which stopped and whole trainings differ."""
     plans = []
     for name, stops in (("whole", [None]), ("stopped", [3, None])):
         plans.append(make_plan(folder / name, (4, 4), **changes))
@@ -89,7 +89,7 @@ NOT_PROMISED = pytest.mark.xfail(reason="bits are promised with --deterministic-
     ],
 )
 def test_so_they_do_with_the_shapes_of_a_real_model(tmp_path: Path, options: dict[str, Any]) -> None:
-    """A quarter of the 203M model, 2,048 tokens: other kernels of torch's attention and products than tiny shapes."""
+    """A quarter of the 203M model with 2,048 tokens uses other kernels than tiny shapes."""
     changes = {
         "model": {"recipe": "203m", "num_layers": 6},
         "batch": {"global_batch_size": 8, "micro_batch_size": 4, "seq_length": 2048},
@@ -107,9 +107,9 @@ def test_the_kernels_are_fp32s_to_rounding_and_repeat() -> None:
 
 def test_a_training_uses_the_kernels_and_has_the_losses_of_one_without(tmp_path: Path) -> None:
     losses = []
-    for name, words in (("with", []), ("without", ["--gpu-kernels", "none"])):
+    for name, argv in (("with", []), ("without", ["--gpu-kernels", "none"])):
         plan = make_plan(tmp_path / name, (8,), megatron=BF16)
-        losses.append([line["loss"] for line in train(plan, "main", *words)])
+        losses.append([line["loss"] for line in train(plan, "main", *argv)])
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 

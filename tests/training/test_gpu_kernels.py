@@ -1,4 +1,4 @@
-"""The kernels of --gpu-kernels on the CPU: which are used, and numerics (liger's in Triton's interpreter)."""
+"""The kernels of --gpu-kernels on the CPU: their choice, and numerics (liger's in Triton's interpreter)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.support import ROOT
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_training_branch import refusal
 
-# ---------------------------------------------------------------- which are used
+# ---------------------------------------------------------------- choice of kernels
 
 
 def arguments(**given: Any) -> Namespace:
-    """Megatron's arguments of a LLaMA model in bf16 on one GPU."""
+    """Return Megatron's arguments of a LLaMA model in bf16 on one GPU."""
     usual = {
         "bf16": True,
         "deterministic_mode": False,
@@ -77,7 +77,7 @@ def test_a_kernel_is_left_out_with_its_reason(given: dict[str, Any], left: set[s
 
 
 def choose(off: frozenset[str] = frozenset(), is_run: bool = True, **given: Any) -> tuple[set[str], bool]:
-    """The kernels, and whether Megatron's fused cross-entropy is used."""
+    """Return the kernels, and whether Megatron's fused cross-entropy is used."""
     from megatron_lrpath.training.options.from_machine import choose_kernels
 
     args = arguments(**given)
@@ -131,7 +131,7 @@ def test_on_the_cpu_they_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_rotary_embeddings_are_megatrons(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncompiled; in bf16 as close to fp32 as rounding once allows."""
+    """Without compilation, they are as close to fp32 in bf16 as a single rounding allows."""
     from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
     from megatron_lrpath.training.gpu import kernels
@@ -174,7 +174,7 @@ def test_the_norm_of_the_gradients_is_megatrons() -> None:
     gradients = [torch.randn(size, generator=generator) for size in (5, 700, 1, 64)]
     session = Session("cuda", kernels=frozenset({GRAD_NORM}))
     norm, each = l2_norm(session, local_multi_tensor_l2_norm, 1, torch.zeros(1), [gradients], False)
-    assert norm.shape == (1,)  # Megatron reduces it over the ranks, and then fetches it
+    assert norm.shape == (1,)  # Megatron reduces it over the ranks, then reads it
     assert each is None
     assert norm.item() == pytest.approx(torch.cat(gradients).double().norm().item(), rel=1e-6)
     others = lambda *_: "Apex'"  # noqa: E731
@@ -197,7 +197,7 @@ def test_adams_update_is_fused_and_its_step_is_where_the_weights_are() -> None:
 
 @pytest.mark.slow
 def test_ligers_cross_entropy_is_torchs_in_fp32() -> None:
-    """In Triton's interpreter, which has to be chosen before liger is imported."""
+    """It runs in Triton's interpreter, which must be chosen before liger is imported."""
     pytest.importorskip("triton", reason="torch's CPU build has no Triton")
     answer = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.support.kernel_errors", "cpu"],
@@ -214,7 +214,7 @@ def test_ligers_cross_entropy_is_torchs_in_fp32() -> None:
 
 
 def check_cross_entropy(row: dict[str, Any], gradient: float) -> None:
-    """Compare a row of `kernel_errors` with what rounding allows; `gradient` is the largest relative error."""
+    """Check a row of `kernel_errors` against rounding; `gradient` is the largest relative error."""
     assert row["unchanged"]  # without gradients, as in an evaluation
     assert row["in_place"]
     assert row["type"] == "torch.float32"

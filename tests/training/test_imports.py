@@ -1,4 +1,4 @@
-"""What the start of a training imports, and what it leaves to those who use it."""
+"""Imports at the start of a training, and imports left to features that need them."""
 
 from __future__ import annotations
 

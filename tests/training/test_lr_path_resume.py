@@ -19,7 +19,10 @@ RATES = ["--lr", "0.01", "--min-lr", "0.001"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a main path of 8 steps that keeps step 4, and runs of every other kind that are stopped on their way."""
+    """Return a folder with data and runs.
+
+    The main path of 8 steps keeps step 4; a run of every other kind was stopped before its end.
+    """
     folder = tmp_path_factory.mktemp("resume")
     make_plan(folder, (12, 12))
     train([*command(folder, "main")]).ok()
@@ -46,12 +49,12 @@ STARTS = {
 
 
 def command(folder: Path, name: str, *changes: str, root: Path | None = None) -> list[str]:
-    """The command line of a run, with `changes` (an option and its value) in place of the default ones.
+    """Return the command line of a run, with `changes` (an option and its value) instead of the defaults.
 
     Its folder and its parent's are in `root`.
     """
     root = root or folder
-    words = [
+    argv = [
         *words_without_plan(folder / "plan.yaml", folder),
         *RATES,
         *STARTS[name],
@@ -59,19 +62,19 @@ def command(folder: Path, name: str, *changes: str, root: Path | None = None) ->
         str(root / name),
     ]
     if name in ("branch", "continual"):
-        words += ["--lr-path-parent", str(root / "main"), "--lr-path-parent-step", "4"]
+        argv += ["--lr-path-parent", str(root / "main"), "--lr-path-parent-step", "4"]
     for option, value in zip(changes[::2], changes[1::2], strict=True):
-        if option in words:
-            place = words.index(option) + 1
-            words[place : place + 1] = value.split()
+        if option in argv:
+            place = argv.index(option) + 1
+            argv[place : place + 1] = value.split()
         else:
-            words += [option, *value.split()]
-    return words
+            argv += [option, *value.split()]
+    return argv
 
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """The runs, to be changed at will; the data stay where they are."""
+    """Return a copy of the runs, which a test may change; the data are not copied."""
     for name in STARTS:
         shutil.copytree(folder / name, tmp_path / name)
     return tmp_path
@@ -111,7 +114,7 @@ CHANGES = [
 def test_a_run_does_not_resume_as_a_different_run(
     folder: Path, copy: Path, name: str, change: tuple[str, str], said: str, recorded: bool
 ) -> None:
-    """Also for a run begun by a version without records: its checkpoints contain most settings."""
+    """This includes a run begun by a version without records: its checkpoints contain most settings."""
     if not recorded:
         RunFolder(copy / name).lineage.unlink()
         if change[0] == "--lr-path-parent":
@@ -144,7 +147,7 @@ SAME = [
 def test_a_run_resumes_with_changes_that_keep_its_identity(
     folder: Path, copy: Path, name: str, changes: tuple[str, ...], recorded: bool
 ) -> None:
-    """Given defaults, what its curve does not read, its layout; and a main path may become longer."""
+    """These are given defaults, values that its curve does not read, its layout, and a longer main path."""
     if not recorded:
         RunFolder(copy / name).lineage.unlink()
     outcome = train(command(folder, name, *changes, root=copy)).ok()
@@ -165,7 +168,7 @@ def test_two_ranks_refuse_with_one_message(folder: Path, copy: Path) -> None:
 
 
 def assert_refused(outcome: Outcome, said: str) -> None:
-    """All ranks exit with 2, and one of them prints the reason."""
+    """Assert that all ranks exit with 2, and one of them prints the reason."""
     assert outcome.status == [2] * len(outcome.status), outcome.output[-3000:]
     assert outcome.output.count("lrpath: error: ") == 1
     assert said in outcome.output

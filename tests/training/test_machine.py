@@ -1,4 +1,4 @@
-"""What the machine decides of a training: kernels by what their consumers need, what is refused without, overlap."""
+"""Effects of the machine on a training: kernels by what they need, refusals without it, overlap."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_gradients_added_inside_the_product_are_those_of_two_steps(kind: torch.d
 
 
 def test_megatron_finds_the_module_where_apex_is_not_installed() -> None:
-    """In a process that chooses a GPU, before Megatron is imported."""
+    """This holds in a process that chooses a GPU before Megatron is imported."""
     program = (
         "from megatron_lrpath.training import machine; machine.activate('cuda')\n"
         "from megatron.core.tensor_parallel import layers\n"
@@ -68,7 +68,7 @@ def test_a_training_with_them_is_the_one_without(tmp_path: Path) -> None:
 
 
 def flags(monkeypatch: pytest.MonkeyPatch, device: str, *there: str, packed: bool = False) -> dict[str, Any]:
-    """The flags on a machine with these modules."""
+    """Return the flags on a machine with these modules."""
     from megatron_lrpath.training import machine
 
     monkeypatch.setattr(machine, "importable", lambda name: name in there)
@@ -160,9 +160,9 @@ print(json.dumps([unmet(defaults, frozenset()), sorted(choose(None, Setting(Name
 
 
 def test_nothing_is_needed_by_megatrons_defaults() -> None:
-    """In a process of its own, which the CPU backend changes for good."""
-    words = [sys.executable, "-W", "ignore", "-c", DEFAULTS]
-    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    """The check runs in a separate process, which the CPU backend changes permanently."""
+    argv = [sys.executable, "-W", "ignore", "-c", DEFAULTS]
+    answer = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     needed, kernels = json.loads(answer.stdout.splitlines()[-1])
     assert needed == []
@@ -204,8 +204,8 @@ def test_what_is_not_there_is_named(given: dict[str, Any], said: str) -> None:
 
 def test_all_that_is_missing_is_refused_in_one_message_before_anything_is_built(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, (4,), megatron={"bf16": True, "fp8_format": "hybrid"})
-    words = run_words(plan, "ours", "main", "--attention-backend", "flash", "--cuda-graph-impl", "local")
-    message = refusal(words)
+    argv = run_words(plan, "ours", "main", "--attention-backend", "flash", "--cuda-graph-impl", "local")
+    message = refusal(argv)
     for said in ("--fp8-format hybrid", "--attention-backend flash", "--cuda-graph-impl local needs a GPU"):
         assert said in message
     assert not (tmp_path / "runs").exists()

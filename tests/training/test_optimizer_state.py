@@ -1,4 +1,4 @@
-"""What a save writes of the optimizer: Megatron's tensors bit for bit, each parameter from one rank's memory alone."""
+"""A save of the optimizer has Megatron's tensors bit for bit, each parameter from one rank's memory only."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ SMALL_BUCKETS = ("--overlap-grad-reduce", "--ddp-bucket-size", "1000")
 def saved(
     folder: Path, nproc: int, flags: tuple[str, ...], changes: dict[str, Any], probe: str | None
 ) -> Any:
-    """Train three steps and save; the checkpoint's folder and what the probe saw."""
+    """Train three steps and save; return the checkpoint's folder and the probe's records."""
     plan = make_plan(folder, (6, 6), **changes)
-    words = run_words(plan, "ours", "main", *flags, "--exit-interval", "3")
-    outcome = train(words, nproc, probe=probe).ok()
+    argv = run_words(plan, "ours", "main", *flags, "--exit-interval", "3")
+    outcome = train(argv, nproc, probe=probe).ok()
     return folder / "runs/ours/main/checkpoints/iter_0000003", outcome.probed
 
 
 def tensor_bytes(checkpoint: Path) -> int:
-    """Bytes of the files with tensors."""
+    """Return the bytes of the files with tensors."""
     return sum(path.stat().st_size for path in checkpoint.glob("*.distcp"))
 
 
@@ -61,10 +61,10 @@ def test_a_checkpoint_equals_megatrons_own_and_resumes(tmp_path: Path, share: st
 
 
 def test_a_training_with_padded_buckets_resumes_bit_for_bit(tmp_path: Path) -> None:
-    """Between small buckets there is padding, which Megatron 0.19 leaves out where it reads states from them."""
+    """Small buckets have padding between them, which Megatron 0.19 omits when it reads states from them."""
     saved(tmp_path, 2, SMALL_BUCKETS, {}, None)
-    words = run_words(tmp_path / "plan.yaml", "ours", "main", *SMALL_BUCKETS)
-    train(words, 2).ok()
+    argv = run_words(tmp_path / "plan.yaml", "ours", "main", *SMALL_BUCKETS)
+    train(argv, 2).ok()
     stopped = states(tmp_path / "runs/ours/main/checkpoints/iter_0000009")
     make_plan(tmp_path / "whole", (6, 6))
     train(run_words(tmp_path / "whole/plan.yaml", "ours", "main", *SMALL_BUCKETS), 2).ok()
@@ -95,7 +95,7 @@ def test_no_rank_holds_the_whole_state_in_host_memory(tmp_path: Path) -> None:
     ],
 )
 def test_a_bucket_is_cut_across_its_parameters(start: int, end: int, parts: dict[int, Any]) -> None:
-    """A bucket of 80 elements that begins at 100, for four ranks."""
+    """The bucket of 80 elements begins at 100 and is cut for four ranks."""
     bucket = SimpleNamespace(offset=100, grad_data=SimpleNamespace(numel=lambda: 80))
     buffer = SimpleNamespace(
         param_index_map={"one": (start, end, 0)},

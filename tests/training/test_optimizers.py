@@ -1,4 +1,4 @@
-"""Optimizers and precisions: main path, branch and resume at the rates and from the state that belong to each."""
+"""Optimizers and precisions: main path, branch and resume with the rates and the state of each."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ needs_package = pytest.mark.skipif(not is_installed(), reason=f"needs {PACKAGE}"
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Model, data and batch, without a word on how the optimizer is distributed."""
+def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return model, data and batch arguments, without those that distribute the optimizer."""
     folder = tmp_path_factory.mktemp("optimizers")
     make_plan(folder, (12,))
-    words = words_without_plan(folder / "plan.yaml", folder)
-    return [word for word in words if word not in OPTIMIZER] + RATES
+    argv = words_without_plan(folder / "plan.yaml", folder)
+    return [word for word in argv if word not in OPTIMIZER] + RATES
 
 
 def main(folder: Path, *others: str) -> list[str]:
-    """A main path of 6 steps that keeps step 3."""
+    """Return the command line of a main path of 6 steps that keeps step 3."""
     return [
         "--lr-path",
         "main",
@@ -45,7 +45,7 @@ def main(folder: Path, *others: str) -> list[str]:
 
 
 def branch(folder: Path, *others: str, parent: int = 3) -> list[str]:
-    """A branch of 4 steps."""
+    """Return the command line of a branch of 4 steps."""
     start = [
         "--lr-path-parent",
         str(folder / "main"),
@@ -57,9 +57,9 @@ def branch(folder: Path, *others: str, parent: int = 3) -> list[str]:
     return ["--lr-path", "branch", *start, "--save", str(folder / "branch"), *others]
 
 
-def refused(words: list[str], ranks: int = 1) -> str:
-    """The one message with which a start is refused."""
-    outcome = train(words, ranks)
+def refused(argv: list[str], ranks: int = 1) -> str:
+    """Return the only message of a start that is refused."""
+    outcome = train(argv, ranks)
     assert outcome.status == [2] * ranks, outcome.output[-3000:]
     assert outcome.output.count("lrpath: error: ") == 1
     assert "Traceback" not in outcome.output
@@ -67,7 +67,7 @@ def refused(words: list[str], ranks: int = 1) -> str:
 
 
 def rates(max_lr: float = 0.01, min_lr: float = 0.001, first: int = 3) -> list[float]:
-    """Those of a branch."""
+    """Return the rates of a branch."""
     path = LRPath(
         Schedule(style="cosine", max_lr=max_lr, min_lr=min_lr, warmup=0), "branch", first, first + 4
     )
@@ -77,10 +77,10 @@ def rates(max_lr: float = 0.01, min_lr: float = 0.001, first: int = 3) -> list[f
 @pytest.mark.parametrize("distributed", [OPTIMIZER, []], ids=["distributed", "not distributed"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_fp16_saves_before_the_first_update_and_resumes(
-    words: list[str], tmp_path: Path, distributed: list[str], ranks: int
+    argv: list[str], tmp_path: Path, distributed: list[str], ranks: int
 ) -> None:
-    """The loss scale of 2^32 comes down by half at a step; until it fits there is no update."""
-    half = [*words, *distributed, "--fp16", "--hysteresis", "1"]
+    """The loss scale of 2^32 halves at each step; until it fits there is no update."""
+    half = [*argv, *distributed, "--fp16", "--hysteresis", "1"]
     length = ["--train-iters", "16", "--lr-path", "main", "--save"]
     whole = train([*half, *length, str(tmp_path / "whole")], ranks, probe="state_at_end").ok()
     own = [*half, *length, str(tmp_path / "own")]
@@ -116,15 +116,15 @@ OTHER = ["--decoupled-lr", "0.04", "--decoupled-min-lr", "0.004"]
 )
 @pytest.mark.parametrize("distributed", [OPTIMIZER, []], ids=["distributed", "not distributed"])
 def test_a_branch_has_its_own_rates_of_the_embeddings(
-    words: list[str],
+    argv: list[str],
     tmp_path: Path,
     distributed: list[str],
     before: list[str],
     after: list[str],
     expected: tuple[float, float],
 ) -> None:
-    train([*words, *distributed, *main(tmp_path, *before)]).ok()
-    start = [*words, *distributed, *branch(tmp_path, *after)]
+    train([*argv, *distributed, *main(tmp_path, *before)]).ok()
+    start = [*argv, *distributed, *branch(tmp_path, *after)]
     if not distributed and bool(before) != bool(after):
         assert "--decoupled-lr" in refused(start)
         return
@@ -136,10 +136,10 @@ def test_a_branch_has_its_own_rates_of_the_embeddings(
     ]
 
 
-def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
+def test_a_branch_has_its_own_betas(argv: list[str], tmp_path: Path) -> None:
     """Megatron takes the checkpoint's values instead of the command line's."""
-    train([*words, *OPTIMIZER, *main(tmp_path)]).ok()
-    start = [*words, *OPTIMIZER, *branch(tmp_path, "--adam-beta2", "0.9")]
+    train([*argv, *OPTIMIZER, *main(tmp_path)]).ok()
+    start = [*argv, *OPTIMIZER, *branch(tmp_path, "--adam-beta2", "0.9")]
     outcome = train(start, probe="betas").ok()
     assert set(outcome.probed[0]) == {(0.9, 0.9)}
 
@@ -147,10 +147,10 @@ def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
 @needs_package
 @pytest.mark.parametrize("name", ["muon", "lion", "soap", "dist_muon"])
 def test_an_optimizer_of_the_package_resumes_as_if_never_stopped(
-    words: list[str], tmp_path: Path, name: str
+    argv: list[str], tmp_path: Path, name: str
 ) -> None:
-    """Main path on two ranks, resumed there, and a branch of other rates on one; SOAP's states have own shapes."""
-    chosen = [*words, "--optimizer", name, *(["--bf16"] if name == "dist_muon" else [])]
+    """The main path resumes on two ranks, a branch of other rates on one; SOAP's states have own shapes."""
+    chosen = [*argv, "--optimizer", name, *(["--bf16"] if name == "dist_muon" else [])]
     whole = train([*chosen, *main(tmp_path)], 2, probe="state_at_end").ok()
     own = [*chosen, *main(tmp_path / "stopped")]
     train([*own, "--exit-interval", "4"], 2).ok()
@@ -169,9 +169,9 @@ def test_a_plan_trains_with_an_optimizer_of_the_package(tmp_path: Path) -> None:
 
 @needs_package
 @pytest.mark.slow
-def test_muon_resumes_at_another_layout(words: list[str], tmp_path: Path) -> None:
-    """The stage in the middle has no embeddings, which have settings of their own (NVIDIA/Megatron-LM#2625)."""
-    chosen = [*words, "--num-layers", "3", "--optimizer", "muon"]
+def test_muon_resumes_at_another_layout(argv: list[str], tmp_path: Path) -> None:
+    """The middle stage has no embeddings, which have their own settings (NVIDIA/Megatron-LM#2625)."""
+    chosen = [*argv, "--num-layers", "3", "--optimizer", "muon"]
     stages = [*chosen, "--pipeline-model-parallel-size", "3", *main(tmp_path)]
     train([*stages, "--exit-interval", "4"], 3).ok()
     train(stages, 3).ok()
@@ -193,9 +193,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("flags", "said"), REFUSED, ids=["-".join(flags[1:]) for flags, _ in REFUSED])
 def test_a_run_that_cannot_resume_from_its_checkpoints_is_refused_at_the_start(
-    words: list[str], tmp_path: Path, flags: list[str], said: list[str]
+    argv: list[str], tmp_path: Path, flags: list[str], said: list[str]
 ) -> None:
-    message = refused([*words, *main(tmp_path, *flags)], ranks=2 if "2" in flags else 1)
+    message = refused([*argv, *main(tmp_path, *flags)], ranks=2 if "2" in flags else 1)
     assert all(word in message for word in said)
     assert not (tmp_path / "main").exists()
 

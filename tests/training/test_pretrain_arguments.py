@@ -1,4 +1,4 @@
-"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron next to it."""
+"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ RATES = ("--lr", "0.01", "--min-lr", "0.001")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a plan file; only the plan's model and data are used."""
+    """Return a folder with data and a plan file; only the plan's model and data are used."""
     folder = tmp_path_factory.mktemp("arguments")
     make_plan(folder, (12,))
     return folder
 
 
 @pytest.fixture(scope="module")
-def words(folder: Path) -> list[str]:
-    """The arguments of a launch script for model, data, batch and optimizer."""
+def argv(folder: Path) -> list[str]:
+    """Return the arguments of a launch script for model, data, batch and optimizer."""
     return words_without_plan(folder / "plan.yaml", folder)
 
 
 @pytest.fixture(scope="module")
-def main(folder: Path, words: list[str]) -> Path:
-    """Checkpoints of a main path of 8 steps without a plan, that keeps steps 4 and 6."""
+def main(folder: Path, argv: list[str]) -> Path:
+    """Return the checkpoints of a main path of 8 steps without a plan, which keeps steps 4 and 6."""
     own = folder / "main"
     path = ["--lr-path", "main", "--lr-warmup-iters", "2", "--train-iters", "8"]
     outcome = train(
-        [*words, *RATES, *path, "--lr-path-keep-steps", "4", "6", "--save", str(own)], probe="rates"
+        [*argv, *RATES, *path, "--lr-path-keep-steps", "4", "6", "--save", str(own)], probe="rates"
     )
     rates = [groups[0] for groups in outcome.ok().probed[0]]
     assert rates == expected(LRPath(schedule("cosine", 2), "plateau", 0, 8, warmup=2))
@@ -46,18 +46,18 @@ def main(folder: Path, words: list[str]) -> Path:
 
 
 def schedule(style: str, warmup: int = 0, **knobs: object) -> Schedule:
-    """A schedule between the rates of these tests."""
+    """Return a schedule between the rates of these tests."""
     return Schedule(style=style, max_lr=0.01, min_lr=0.001, warmup=warmup, **knobs)  # type: ignore[arg-type]
 
 
 def expected(path: LRPath) -> list[float]:
-    """The rate of every step of a path in steps."""
+    """Return the rate of every step of a path in steps."""
     return [path.lr_at(step) for step in range(path.start, path.end)]
 
 
-def used(words: Sequence[str]) -> list[float]:
-    """The rates that a training really used."""
-    return [groups[0] for groups in train(words, probe="rates").ok().probed[0]]
+def used(argv: Sequence[str]) -> list[float]:
+    """Return the rates that a training really used."""
+    return [groups[0] for groups in train(argv, probe="rates").ok().probed[0]]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def used(words: Sequence[str]) -> list[float]:
     ],
 )
 def test_a_branch_without_a_plan(
-    words: list[str], main: Path, tmp_path: Path, extra: list[str], path: LRPath
+    argv: list[str], main: Path, tmp_path: Path, extra: list[str], path: LRPath
 ) -> None:
     parent = ["--lr-path", "branch", "--lr-path-parent", str(main), "--lr-path-parent-step", "4"]
-    rates = used([*words, *RATES, *parent, *extra, "--save", str(tmp_path / "own")])
+    rates = used([*argv, *RATES, *parent, *extra, "--save", str(tmp_path / "own")])
     assert rates == expected(path)
     assert complete_steps(tmp_path / "own") == [path.end]
     assert complete_steps(main) == [4, 6, 8]
@@ -106,12 +106,12 @@ def test_a_branch_without_a_plan(
     ],
 )
 def test_a_continual_run_without_a_plan(
-    words: list[str], main: Path, tmp_path: Path, variant: str, path: LRPath
+    argv: list[str], main: Path, tmp_path: Path, variant: str, path: LRPath
 ) -> None:
     parent = ["--lr-path", "continual", "--lr-path-parent", str(main), "--lr-path-parent-step", "6"]
     kind = ["--lr-path-cpt-variant", variant, "--lr-path-style", "knee", "--lr-path-knee-explore", "0.25"]
     length = ["--lr-path-decay-iters", "4", "--lr-warmup-iters", "1", "--save", str(tmp_path / "own")]
-    assert used([*words, *RATES, *parent, *kind, *length]) == expected(path)
+    assert used([*argv, *RATES, *parent, *kind, *length]) == expected(path)
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_a_continual_run_without_a_plan(
     ],
 )
 def test_a_run_from_scratch_without_a_plan(
-    words: list[str], tmp_path: Path, extra: list[str], path: LRPath
+    argv: list[str], tmp_path: Path, extra: list[str], path: LRPath
 ) -> None:
     kind = ["--lr-path", "scratch", "--lr-warmup-iters", "2", "--train-iters", "6", *extra]
-    assert used([*words, *RATES, *kind, "--save", str(tmp_path / "own")]) == expected(path)
+    assert used([*argv, *RATES, *kind, "--save", str(tmp_path / "own")]) == expected(path)
 
 
 def test_a_branch_without_a_plan_is_resumed_at_its_second_start(
-    words: list[str], main: Path, tmp_path: Path
+    argv: list[str], main: Path, tmp_path: Path
 ) -> None:
     parent = ["--lr-path", "branch", "--lr-path-parent", str(main), "--lr-path-parent-step", "4"]
     own = ["--lr-path-decay-iters", "4", "--save", str(tmp_path / "own"), "--load", str(tmp_path / "own")]
-    start = [*words, *RATES, *parent, *own]
+    start = [*argv, *RATES, *parent, *own]
     rates = used([*start, "--exit-interval", "6"]) + used(start)
     assert rates == expected(LRPath(schedule("cosine"), "branch", 4, 8))
 
@@ -206,11 +206,11 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
     ],
 )
 def test_missing_or_contradictory_arguments_are_refused(
-    words: list[str], main: Path, tmp_path: Path, extra: list[str], said: str
+    argv: list[str], main: Path, tmp_path: Path, extra: list[str], said: str
 ) -> None:
     own = [] if "--save" in extra else ["--save", str(tmp_path / "own")]
     given = [{"MAIN": str(main), "ELSEWHERE": str(tmp_path)}.get(word, word) for word in extra]
-    message = refusal([*words, *RATES, *own, *given])
+    message = refusal([*argv, *RATES, *own, *given])
     assert said in message
     assert message.count("\n") == 1, "one line"
     assert not (tmp_path / "own").exists() or not complete_steps(tmp_path / "own")
@@ -267,10 +267,10 @@ A_PLAN = {
 
 
 @pytest.mark.parametrize("name", [*TOGETHER, *A_PLAN])
-def test_all_refusals_come_in_one_message(name: str, folder: Path, words: list[str]) -> None:
+def test_all_refusals_come_in_one_message(name: str, folder: Path, argv: list[str]) -> None:
     extra, begins = (TOGETHER | A_PLAN)[name]
     plan = ["--plan", str(folder / "plan.yaml"), "--paradigm", "ours", "--device", "cpu"]
-    outcome = train([*(plan if name in A_PLAN else words), *extra])
+    outcome = train([*(plan if name in A_PLAN else argv), *extra])
     assert outcome.status == [2], outcome.output[-3000:]
     message = outcome.output.partition("lrpath: error: ")[2].strip().splitlines()
     assert message[0] == f"{len(begins)} problems:"
@@ -279,8 +279,8 @@ def test_all_refusals_come_in_one_message(name: str, folder: Path, words: list[s
         assert line.startswith(f"- {begin}")
 
 
-def test_all_that_megatron_refuses_comes_in_one_message(words: list[str], tmp_path: Path) -> None:
-    """Includes Megatron's checks without a message, which show a stack trace, and this project's own."""
+def test_all_that_megatron_refuses_comes_in_one_message(argv: list[str], tmp_path: Path) -> None:
+    """This includes this project's checks and Megatron's checks without a message (only a stack trace)."""
     path = ["--lr-path", "main", "--train-iters", "4", "--save", str(tmp_path / "own"), *RATES]
     wrong = [
         "--num-attention-heads",
@@ -290,7 +290,7 @@ def test_all_that_megatron_refuses_comes_in_one_message(words: list[str], tmp_pa
         "--recompute-method",
         "uniform",
     ]
-    message = refusal([*words, *path, *wrong, "--no-save-optim"])
+    message = refusal([*argv, *path, *wrong, "--no-save-optim"])
     assert "--no-save-optim cannot be given with --lr-path" in message
     begin = "- Megatron refuses these arguments: "
     assert (
@@ -298,15 +298,15 @@ def test_all_that_megatron_refuses_comes_in_one_message(words: list[str], tmp_pa
         in message
     )
     assert message.count(begin) == 2
-    alone = refusal([*words, *path, *wrong])
+    alone = refusal([*argv, *path, *wrong])
     assert alone.startswith("2 problems:")
     assert alone.count(begin) == 2
 
 
-def test_the_maximal_rate_and_a_place_to_save_are_needed(words: list[str], tmp_path: Path) -> None:
+def test_the_maximal_rate_and_a_place_to_save_are_needed(argv: list[str], tmp_path: Path) -> None:
     path = ["--lr-path", "main", "--train-iters", "4"]
-    assert "--lr-path needs --lr" in refusal([*words, *path, "--save", str(tmp_path / "own")])
-    assert "--lr-path needs --save" in refusal([*words, *RATES, *path])
+    assert "--lr-path needs --lr" in refusal([*argv, *path, "--save", str(tmp_path / "own")])
+    assert "--lr-path needs --save" in refusal([*argv, *RATES, *path])
 
 
 def test_a_plan_needs_a_paradigm_and_a_run_that_exists(folder: Path) -> None:
@@ -325,12 +325,12 @@ def test_help_shows_the_group_and_megatrons_arguments() -> None:
     assert "--tensor-model-parallel-size" in outcome.output
 
 
-def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: Path) -> None:
-    """Megatron's own scheduler, its own saving and resuming, none of this project's files next to the checkpoints."""
+def test_without_plan_and_path_it_is_plain_megatron(argv: list[str], tmp_path: Path) -> None:
+    """Scheduler, saving and resuming are Megatron's, and no file of this project is next to checkpoints."""
     own = ["--save", str(tmp_path / "own"), "--load", str(tmp_path / "own")]
     plain = ["--train-iters", "8", "--lr-decay-style", "linear", "--lr-warmup-iters", "2", *RATES, *own]
-    first = used([*words, *plain, "--exit-interval", "5"])
-    rates = first + used([*words, *plain])
+    first = used([*argv, *plain, "--exit-interval", "5"])
+    rates = first + used([*argv, *plain])
     assert len(first) == 5
     assert rates == pytest.approx([0.0, 0.005, *(0.01 - 0.009 * step / 6 for step in range(6))])
     assert complete_steps(tmp_path / "own") == [5, 8]

@@ -32,7 +32,7 @@ MIXED = {"slices": {"curated": 0.25}, "seed": 5}
 
 
 def plan_of(folder: Path, versions: Sequence[dict[str, Any]], **changes: Any) -> Path:
-    """A tiny plan of these versions with its data."""
+    """Write a tiny plan of these versions with its data; return its path."""
     path = make_plan(folder, [version["steps"] for version in versions], **changes)
     keys = yaml.safe_load(path.read_text()) | {"versions": list(versions)}
     path.write_text(yaml.safe_dump(keys, sort_keys=False))
@@ -41,7 +41,10 @@ def plan_of(folder: Path, versions: Sequence[dict[str, Any]], **changes: Any) ->
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main path to step 14, with and without a stop at step 9, and its branch with a mix; tokens in `*.json`."""
+    """Return a folder with the main path to step 14 and its branch with a mix; tokens in `*.json`.
+
+    The main path is trained with and without a stop at step 9.
+    """
     folder = tmp_path_factory.mktemp("replay")
     path = plan_of(folder, VERSIONS, also_branch_at=[14])
     extra_slice(folder / "data", "curated", 1, 8)
@@ -50,14 +53,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(keys | changes, sort_keys=False))
     launch(RECORD, [str(folder / "main.json"), *run_words(path, "ours", "main")]).ok()
     launch(RECORD, [str(folder / "mixed.json"), *run_words(folder / "mixed.yaml", "ours", "branch-v2")]).ok()
-    words = run_words(folder / "stopped.yaml", "ours", "main")
-    train([*words, "--exit-interval", "9"]).ok()
-    launch(RECORD, [str(folder / "rest.json"), *words]).ok()
+    argv = run_words(folder / "stopped.yaml", "ours", "main")
+    train([*argv, "--exit-interval", "9"]).ok()
+    launch(RECORD, [str(folder / "rest.json"), *argv]).ok()
     return folder
 
 
 def chained(plan: Plan, count: int, cache: Path) -> Any:
-    """The main path's dataset of the first versions."""
+    """Return the main path's dataset of the first versions."""
     samples = [plan.samples_of(index) for index in range(count)]
     replays = replay_entries(plan, count)
     return build_chained(slices_of(plan, count), samples, dataset_config(16, cache), plan.seed, replays)
@@ -85,7 +88,7 @@ def test_each_step_of_the_main_path_holds_its_share_of_earlier_samples(trained: 
     alone = build_chained(
         slices_of(load_plan(trained / "plan.yaml"), 2), [24, 23], dataset_config(16, tmp_path), 7
     )
-    assert own == rows(alone, range(24, 47))  # the new samples, each once, in the order that they have alone
+    assert own == rows(alone, range(24, 47))  # the new samples, each once, in the order without replay
 
 
 def test_a_stop_in_the_middle_of_the_version_and_a_branch_change_no_batch(trained: Path) -> None:
@@ -135,7 +138,7 @@ def test_ptfs_reads_no_sample_twice_and_ends_with_its_last_whole_step(trained: P
 
 
 def test_weights_and_later_versions(tmp_path: Path) -> None:
-    """Uniform and weighted draws; a longer and an appended version change nothing before."""
+    """Draws are uniform and weighted; a longer and an appended version change nothing before."""
     steps = (20, 40, 40, 30)
     weights = {"share": 0.4, "weights": {"v1": 1, "v2": 3}}
     versions = [

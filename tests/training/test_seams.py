@@ -74,7 +74,7 @@ def test_another_megatron_is_refused_before_anything_is_replaced(
 
 
 def extended(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`original` as a later Megatron might have it: with an optional parameter more."""
+    """Return `original` as in a later Megatron, with an additional optional parameter."""
 
     def later(*args: Any, **named: Any) -> Any:
         return original(*args, **named)
@@ -144,7 +144,7 @@ def test_apply_replaces_what_the_device_needs_once_and_cuda_never_imports_the_cp
 
 
 def assignments(source: str, library: str) -> list[int]:
-    """Lines of Python that assign to (or delete) an attribute of something imported from `library`."""
+    """Return the lines that assign to (or delete) an attribute of an import from `library`."""
     tree = ast.parse(source)
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -168,14 +168,14 @@ def assignments(source: str, library: str) -> list[int]:
 
 
 def root(expression: ast.expr) -> str | None:
-    """The name that an attribute access begins with."""
+    """Return the name with which an attribute access begins."""
     while isinstance(expression, ast.Attribute):
         expression = expression.value
     return expression.id if isinstance(expression, ast.Name) else None
 
 
 def is_attribute_of(target: ast.expr, names: set[str]) -> bool:
-    """Whether `target` (or a part of it) is an attribute of one of `names`."""
+    """Return whether `target` (or a part of it) is an attribute of one of `names`."""
     if isinstance(target, ast.Tuple | ast.List):
         return any(is_attribute_of(part, names) for part in target.elts)
     return isinstance(target, ast.Attribute) and root(target) in names
@@ -196,7 +196,7 @@ def test_the_search_for_assignments_finds_them(source: str, lines: list[int]) ->
 
 
 def python_files() -> list[Path]:
-    """Every Python file of the package."""
+    """Return every Python file of the package."""
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 50
     return files
@@ -221,7 +221,7 @@ def test_nothing_but_the_cpu_backend_assigns_to_a_name_of_torch() -> None:
 
 
 def table() -> str:
-    """The table of the document: a row a seam."""
+    """Return the table of the document, a row per seam."""
     lines = ["| Megatron's name | stands for it | why | where | since |", "|---|---|---|---|---|"]
     for seam in seams.SEAMS:
         target, ours = (path.replace(":", ".") for path in (seam.target, seam.replacement))

@@ -1,4 +1,4 @@
-"""A branch starts with its parent's state at the branch point, leaves the parent alone, and refuses a wrong parent."""
+"""A branch starts with its parent's state at the branch point, never changes it, and checks its parent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan and its main path trained (branch points at steps 3, 9, 15)."""
+    """Return a folder with a plan and its main path trained (branch points at steps 3, 9, 15)."""
     folder = tmp_path_factory.mktemp("trained")
     train(run_words(make_plan(folder), "ours", "main")).ok()
     return folder
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    """The trained folder's plan and runs, to be changed at will; the data stay where they are."""
+    """Return a copy of the trained folder's plan and runs that a test may change; the data are not copied."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     plan = yaml.safe_load((trained / "plan.yaml").read_text())
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"output": str(tmp_path / "runs")}))
@@ -39,20 +39,20 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **keys: object) -> Path:
-    """The plan file in `folder` with other keys."""
+    """Change keys of the plan file in `folder`; return its path."""
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys, sort_keys=False))
     return path
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below `folder` with the digest of its bytes."""
+    """Return every file below `folder` with the digest of its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
-    """They are in the branch's optimizer, from its first step on and after it resumes; not in the main path's."""
+    """The branch's optimizer has them from its first step and after a resume; the main path's does not."""
     plan = make_plan(tmp_path, (6, 6), megatron={"adam_beta2": 0.95}, branch_megatron={"adam_beta2": 0.999})
     for name, beta, extra in (
         ("main", 0.95, []),
@@ -103,9 +103,9 @@ def test_the_parent_is_never_written_to(copy: Path) -> None:
 def test_a_branch_at_another_layout_holds_the_parents_tensors(
     copy: Path, nproc: int, layout: list[str]
 ) -> None:
-    """Resharded on load, saved at once without a step, gathered: every tensor equals the parent's."""
-    words = run_words(copy / "plan.yaml", "ours", "branch-v2", *layout)
-    train(words, nproc=nproc, probe="save_at_start").ok()
+    """After resharding on load and a save without a step, every gathered tensor equals the parent's."""
+    argv = run_words(copy / "plan.yaml", "ours", "branch-v2", *layout)
+    train(argv, nproc=nproc, probe="save_at_start").ok()
     parent = tensors(copy / "runs/ours/main/checkpoints/iter_0000009")
     branch = tensors(copy / "runs/ours/branch-v2/checkpoints/iter_0000009")
     assert parent
@@ -113,7 +113,7 @@ def test_a_branch_at_another_layout_holds_the_parents_tensors(
 
 
 def tensors(checkpoint: Path) -> dict[str, str]:
-    """Weights and Adam moments in a checkpoint, gathered to whole tensors, by name, as digests."""
+    """Return digests of the weights and Adam moments in a checkpoint, gathered to whole tensors, by name."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -127,7 +127,7 @@ def tensors(checkpoint: Path) -> dict[str, str]:
 
 
 def flat(value: object, digest: object, name: str = "") -> list[tuple[str, str]]:
-    """Leaves that are weights or moments, their names joined with dots."""
+    """Return the leaves that are weights or moments, their names joined with dots."""
     if isinstance(value, dict):
         return [
             leaf
@@ -150,9 +150,9 @@ def test_a_second_start_resumes_the_branch(copy: Path) -> None:
     assert "nothing to train" in third.output
 
 
-def refusal(words: list[str], nproc: int = 1) -> str:
-    """The one message of a start that is refused: exit code 2, no stack trace."""
-    outcome = train(words, nproc)
+def refusal(argv: list[str], nproc: int = 1) -> str:
+    """Return the only message of a start that is refused with exit code 2 and without a stack trace."""
+    outcome = train(argv, nproc)
     assert outcome.status == [2] * nproc, outcome.output[-3000:]
     assert "Traceback" not in outcome.output
     return outcome.output.partition("lrpath: error: ")[2]
@@ -207,7 +207,7 @@ def test_a_moved_slice_is_refused(copy: Path, trained: Path) -> None:
 
 def test_an_argument_that_contradicts_the_plan_is_refused(copy: Path) -> None:
     plan = copy / "plan.yaml"
-    for words, said in (
+    for argv, said in (
         (["--lr", "0.5"], "--lr 0.5 contradicts"),
         (["--train-iters", "99"], "--train-iters 99 contradicts"),
         (["--num-layers", "7"], "--num-layers 7 contradicts"),
@@ -216,20 +216,20 @@ def test_an_argument_that_contradicts_the_plan_is_refused(copy: Path) -> None:
         (["--no-load-optim"], "--no-load-optim"),
         (["--lr-path", "main"], "the plan sets the path"),
     ):
-        assert said in refusal(run_words(plan, "ours", "branch-v2", *words))
+        assert said in refusal(run_words(plan, "ours", "branch-v2", *argv))
     assert "has no run 'branch-v9'" in refusal(run_words(plan, "ours", "branch-v9"))
 
 
 def test_what_leaves_the_result_alone_may_be_overridden(copy: Path) -> None:
-    words = run_words(
+    argv = run_words(
         copy / "plan.yaml", "ours", "branch-v2", "--micro-batch-size", "1", "--save-interval", "1"
     )
-    train(words).ok()
+    train(argv).ok()
     assert complete_steps(copy / "runs/ours/branch-v2/checkpoints") == [10, 11, 12]
 
 
 def test_a_branch_that_begins_before_its_data_reads_the_main_paths_batches(tmp_path: Path) -> None:
-    """alpha 2 off a version's end: the main path's batches as far as that goes, over a restart, then the rest."""
+    """With alpha 2 off a version's end the branch reads the main path's batches, also over a restart."""
     make_plan(tmp_path, (6, 6, 6))
     plan = change(tmp_path, versions=LONG)
     main_path = train(run_words(plan, "ours", "main"), probe="tokens").ok().probed[0]

@@ -1,4 +1,4 @@
-"""The tokens that really reach the model: which run sees which sample, in which order, and none twice."""
+"""The tokens that really reach the model: the samples of each run, their order, and none twice."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ pytestmark = pytest.mark.slow
 
 
 def samples(plan: Path, paradigm: str, run: str, *extra: str, nproc: int = 1) -> list[str]:
-    """Train a run; a digest of every sample that reached the model, in the order of the global batches."""
+    """Train a run; return a digest of every sample that reached the model, in the order of the batches."""
     ranks = train(run_words(plan, paradigm, run, *extra), nproc, probe="tokens").ok().probed
     return [sample for batches in zip(*ranks, strict=True) for batch in batches for sample in batch]
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan of three versions."""
+    """Return a plan of three versions."""
     return make_plan(tmp_path_factory.mktemp("data"), VERSIONS)
 
 
 @pytest.fixture(scope="module")
 def main(plan: Path) -> list[str]:
-    """The main path's samples; it ends at the last branch point."""
+    """Return the main path's samples; it ends at the last branch point."""
     return samples(plan, "ours", "main")
 
 
 @pytest.fixture(scope="module")
 def stream(plan: Path, main: list[str]) -> list[str]:
-    """All samples of the three versions in order: the main path's and the last branch's."""
+    """Return all samples of the three versions in order: the main path's and the last branch's."""
     return main + samples(plan, "ours", "branch-v3")
 
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_reads_on_where_it_stopped(tmp_path: Path, main: list[str]
 def test_a_continual_chain_reads_each_version_in_the_main_paths_order(
     tmp_path: Path, stream: list[str]
 ) -> None:
-    """Version 1 is the run from scratch, with an order of its own; later versions are in the main path's."""
+    """Version 1 is the scratch run, with its own order; later versions have the main path's order."""
     plan = make_plan(tmp_path, VERSIONS)
     ends = [4 * BATCH, 10 * BATCH, 14 * BATCH]
     assert sorted(samples(plan, "cpt", "continual-v1")) == sorted(stream[: ends[0]])
@@ -101,7 +101,7 @@ def test_a_run_from_scratch_reads_exactly_the_samples_of_its_versions_shuffled(
 def test_an_appended_version_changes_nothing_before_it_and_the_main_path_resumes(
     plan: Path, main: list[str], tmp_path: Path
 ) -> None:
-    """Two versions trained, a third appended: everything is as in the plan that had three from the start."""
+    """With two versions trained and a third appended, all equals the plan with three from the start."""
     two = make_plan(tmp_path, VERSIONS[:2])
     assert load_plan(two).run("ours", "main").last_step == 7
     assert samples(two, "ours", "main") == main[: 7 * BATCH]
@@ -120,12 +120,12 @@ def test_an_appended_version_changes_nothing_before_it_and_the_main_path_resumes
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    """A checkpoint of the main path below a plan's folder."""
+    """Return a checkpoint of the main path below a plan's folder."""
     return folder / f"runs/ours/main/checkpoints/iter_{step:07}"
 
 
 def without_time(line: dict[str, object]) -> dict[str, object]:
-    """A step's record but for how long it took."""
+    """Return a step's record without its duration."""
     return {key: value for key, value in line.items() if key != "seconds"}
 
 
@@ -146,8 +146,8 @@ def test_data_of_another_tokenizer_are_refused_with_and_without_a_plan(tmp_path:
         assert record_path(tmp_path / f"data/{name}_text_document").exists()
     plan.write_text(plan.read_text().replace("vocab_size: 120", "vocab_size: 128"))
     alone = ["--lr-path", "main", "--lr", "0.1", "--train-iters", "4", "--save", str(tmp_path / "own")]
-    for words in (run_words(plan, "ours", "main"), [*words_without_plan(plan, tmp_path), *alone]):
-        message = refusal(words)
+    for argv in (run_words(plan, "ours", "main"), [*words_without_plan(plan, tmp_path), *alone]):
+        message = refusal(argv)
         assert "v1_text_document" in message
         assert "made with NullTokenizer (vocab_size 120)" in message
         assert "NullTokenizer (vocab_size 128)" in message

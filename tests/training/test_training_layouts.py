@@ -1,4 +1,4 @@
-"""Training at every parallel layout: losses are the single process's, a resumed run is the uninterrupted one."""
+"""Training at every parallel layout: losses of one process, and resumed runs equal uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ STOP = 3  # the first branch point, of the 9 steps of the main path of two versi
 
 
 def plan_in(folder: Path, **changes: Any) -> Path:
-    """A plan of two versions; Megatron logs validation losses in it."""
+    """Write a plan of two versions; return its path."""
     return make_plan(folder, (6, 6), **changes)
 
 
 def steps(folder: Path) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of every step of the main path below a plan's folder."""
+    """Return (loss, gradient norm) of every step of the main path below a plan's folder."""
     lines = history(folder / "runs/ours/main")
     assert [line["step"] for line in lines] == list(range(1, 10))
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
 def validation_losses(output: str) -> list[float]:
-    """The validation losses in Megatron's log."""
+    """Return the validation losses in Megatron's log."""
     lines = [line for line in output.splitlines() if "validation loss at iteration" in line]
     return [float(line.split("lm loss value: ")[1].split(" ")[0]) for line in lines]
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan's folder, the main path trained and evaluated by one process; its log in `log`."""
+    """Return a plan's folder with the main path trained and evaluated by one process; its log in `log`."""
     folder = tmp_path_factory.mktemp("single")
     outcome = train(run_words(plan_in(folder), "ours", "main", *EVALUATION)).ok()
     (folder / "log").write_text(outcome.output)
@@ -55,7 +55,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(ours: list[tuple[float, float]], alone: list[tuple[float, float]]) -> None:
-    """Losses and gradient norms agree to rounding, which adds up from step to step."""
+    """Assert that losses and gradient norms agree to rounding, which accumulates from step to step."""
     assert len(ours) == len(alone)
     for (loss, norm), (loss_alone, norm_alone) in zip(ours, alone, strict=True):
         assert loss == pytest.approx(loss_alone, rel=1e-5)
@@ -63,7 +63,7 @@ def assert_same(ours: list[tuple[float, float]], alone: list[tuple[float, float]
 
 
 def rewind(folder: Path) -> None:
-    """Take the main path below a plan's folder back to its first branch point, as if killed later on."""
+    """Reset the main path below a plan's folder to its first branch point, as if killed later."""
     checkpoints = folder / "runs/ours/main/checkpoints"
     for step in complete_steps(checkpoints):
         if step > STOP:
@@ -71,10 +71,10 @@ def rewind(folder: Path) -> None:
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(STOP))
 
 
-def resume(folder: Path, words: list[str], nproc: int) -> Outcome:
-    """Train on from the first branch point."""
+def resume(folder: Path, argv: list[str], nproc: int) -> Outcome:
+    """Resume training from the first branch point; return the outcome."""
     rewind(folder)
-    outcome = train(words, nproc).ok()
+    outcome = train(argv, nproc).ok()
     lineage = json.loads((folder / "runs/ours/main/lineage.json").read_text())
     assert lineage["starts"][-1]["step"] == STOP
     assert [start.get("first_weights") for start in lineage["starts"]] == [{"device": "cpu"}, None]
@@ -86,14 +86,14 @@ def test_a_layout_trains_evaluates_saves_and_resumes_exactly(
     tmp_path: Path, single: Path, layout: str
 ) -> None:
     nproc, flags = LAYOUTS[layout]
-    words = run_words(plan_in(tmp_path), "ours", "main", *flags, *EVALUATION)
-    outcome = train(words, nproc).ok()
+    argv = run_words(plan_in(tmp_path), "ours", "main", *flags, *EVALUATION)
+    outcome = train(argv, nproc).ok()
     evaluated = validation_losses(outcome.output)
     assert len(evaluated) == len(validation_losses((single / "log").read_text()))
     assert_same(steps(tmp_path), steps(single))
     assert evaluated == pytest.approx(validation_losses((single / "log").read_text()), rel=1e-5)
     uninterrupted = steps(tmp_path)
-    resume(tmp_path, words, nproc)
+    resume(tmp_path, argv, nproc)
     assert steps(tmp_path) == uninterrupted
 
 
@@ -113,13 +113,13 @@ def test_a_layout_resumes_from_one_processs_checkpoint_as_that_process_does(
 
 @pytest.mark.parametrize(("before", "after"), [("tp2-pp2", "dp2"), ("dp2", "tp2-sp")])
 def test_a_run_resumes_at_another_layout(tmp_path: Path, before: str, after: str) -> None:
-    """Killed and started at another layout, it has the losses of the run that stayed at its layout."""
-    words = run_words(plan_in(tmp_path), "ours", "main")
+    """Killed and started at another layout, the run has the losses of the run that kept its layout."""
+    argv = run_words(plan_in(tmp_path), "ours", "main")
     nproc, flags = LAYOUTS[before]
-    train([*words, *flags], nproc).ok()
+    train([*argv, *flags], nproc).ok()
     stayed = steps(tmp_path)
     nproc, flags = LAYOUTS[after]
-    resume(tmp_path, [*words, *flags], nproc)
+    resume(tmp_path, [*argv, *flags], nproc)
     assert steps(tmp_path)[:STOP] == stayed[:STOP]
     assert_same(steps(tmp_path), stayed)
 
@@ -127,14 +127,14 @@ def test_a_run_resumes_at_another_layout(tmp_path: Path, before: str, after: str
 @pytest.mark.parametrize("layout", ["single", "tp2", "dp2"])
 def test_bfloat16_trains_and_resumes_exactly(tmp_path: Path, single: Path, layout: str) -> None:
     nproc, flags = LAYOUTS.get(layout, (1, ()))
-    words = run_words(plan_in(tmp_path, megatron={"bf16": True}), "ours", "main", *flags)
-    train(words, nproc).ok()
+    argv = run_words(plan_in(tmp_path, megatron={"bf16": True}), "ours", "main", *flags)
+    train(argv, nproc).ok()
     losses = [loss for loss, _ in steps(tmp_path)]
     alone = [loss for loss, _ in steps(single)]
     assert losses == pytest.approx(alone, rel=5e-3)
     assert losses != alone
     uninterrupted = steps(tmp_path)
-    resume(tmp_path, words, nproc)
+    resume(tmp_path, argv, nproc)
     assert steps(tmp_path) == uninterrupted
 
 

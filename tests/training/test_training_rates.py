@@ -16,13 +16,13 @@ STYLES = ("cosine", "knee", "multi-step", "wsd")
 
 
 def planned(plan_path: Path, paradigm: str, name: str) -> list[float]:
-    """The pure function's rate of every step of a run."""
+    """Return the pure function's rate of every step of a run."""
     run = load_plan(plan_path).run(paradigm, name)
     return [run.path.lr_at(step - 1) for step in range(run.first_step + 1, run.last_step + 1)]
 
 
 def used(plan_path: Path, paradigm: str, name: str, *extra: str) -> list[float]:
-    """The rate of every update that a start of the run really made; all parameter groups agree."""
+    """Return the rate of every update that a start of the run made; all parameter groups must agree."""
     outcome = train(run_words(plan_path, paradigm, name, *extra), probe="rates").ok()
     assert all(len(set(groups)) == 1 for groups in outcome.probed[0])
     return [groups[0] for groups in outcome.probed[0]]
@@ -86,7 +86,7 @@ RATES = {
 
 
 def with_rates(folder: Path, case: str, **changes: Any) -> Path:
-    """A plan whose main path changes its rate."""
+    """Write a plan whose main path changes its rate; return its path."""
     plan = make_plan(folder, (6, 8, 6))
     plan.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | RATES[case] | changes, sort_keys=False))
     return plan
@@ -96,7 +96,7 @@ def with_rates(folder: Path, case: str, **changes: Any) -> Path:
 def test_a_main_path_that_changes_its_rate_and_its_branches_use_the_planned_rates(
     tmp_path: Path, case: str
 ) -> None:
-    """Interrupted in the middle of a change, branched from there, from scratch and continual."""
+    """The run is interrupted during a change, branched from there, and trained from scratch and continued."""
     plan = with_rates(tmp_path, case)
     begun = used(plan, "ours", "main", "--exit-interval", "7")
     rates = begun + used(plan, "ours", "main")
@@ -144,23 +144,23 @@ def test_another_maximal_rate_than_the_checkpoints_is_used(tmp_path: Path) -> No
     plan = make_plan(tmp_path, (6, 6))
     train(run_words(plan, "ours", "main")).ok()
     model = words_without_plan(plan, tmp_path)
-    words = ["--lr-path", "branch", "--lr-path-parent", str(tmp_path / "runs/ours/main/checkpoints")]
-    words += ["--lr-path-parent-step", "9", "--lr-path-decay-iters", "4", "--lr", "0.5", "--min-lr", "0.25"]
-    words += ["--lr-path-style", "linear", "--save", str(tmp_path / "own"), *model]
-    outcome = train(words, probe="rates").ok()
+    argv = ["--lr-path", "branch", "--lr-path-parent", str(tmp_path / "runs/ours/main/checkpoints")]
+    argv += ["--lr-path-parent-step", "9", "--lr-path-decay-iters", "4", "--lr", "0.5", "--min-lr", "0.25"]
+    argv += ["--lr-path-style", "linear", "--save", str(tmp_path / "own"), *model]
+    outcome = train(argv, probe="rates").ok()
     assert [groups[0] for groups in outcome.probed[0]] == [0.5, 0.4375, 0.375, 0.3125]
 
 
 def words_without_plan(plan_path: Path, folder: Path) -> list[str]:
-    """The Megatron arguments of a plan's model and batch, on Megatron's own dataset."""
+    """Return the Megatron arguments of a plan's model and batch, on Megatron's own dataset."""
     from megatron_lrpath.training.options.from_plan import plan_flags
 
     plan = load_plan(plan_path)
     parts = plan_flags(plan, plan.run("ours", "main"))
-    words = [word for key in ("model", "batch", "tokenizer", "seed") for word in parts[key]]
+    argv = [word for key in ("model", "batch", "tokenizer", "seed") for word in parts[key]]
     data = ["--data-path", str(folder / "data/v1_text_document"), "--split", "1,0,0"]
     return [
-        *words,
+        *argv,
         *data,
         "--eval-iters",
         "0",

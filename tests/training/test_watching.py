@@ -26,7 +26,7 @@ PEAK = ["--peak-tflops", "0.001"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A main path, watched by TensorBoard alone, and a branch, by W&B too."""
+    """Return a folder with a main path, watched by TensorBoard only, and a branch, watched also by W&B."""
     folder = tmp_path_factory.mktemp("watched")
     plan = make_plan(folder, (6, 6))
     train(run_words(plan, "ours", "main", "--exit-interval", "5"))
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curves(run: Path) -> dict[str, dict[int, float]]:
-    """Every scalar curve of a run's event files: its values by their step."""
+    """Return every scalar curve of a run's event files: its values by step."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     names = events.Tags()["scalars"]
@@ -45,7 +45,7 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def points(run: Path) -> dict[str, list[int]]:
-    """The steps of every point of a run's curves, repeated ones too."""
+    """Return the steps of every point of a run's curves, with repeated ones."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
@@ -55,18 +55,18 @@ LOST = {"main": ["iter_0000009"], "branch-v2": ["iter_0000012"]}
 
 
 def test_steps_that_are_trained_again_are_shown_once(tmp_path: Path) -> None:
-    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins again."""
+    """A main path and a branch lose their last checkpoint; the branch has no other and begins again."""
     plan = make_plan(tmp_path, (6, 6))
     wanted = {}
     for name, lost in LOST.items():
-        words = run_words(plan, "ours", name, "--save-interval", "100")
+        argv = run_words(plan, "ours", name, "--save-interval", "100")
         own = tmp_path / "runs/ours" / name
-        train(words).ok()
+        train(argv).ok()
         wanted[name] = points(own)
         for left in lost:
             shutil.rmtree(own / "checkpoints" / left)
         (own / "result.json").unlink()
-        train(words).ok()
+        train(argv).ok()
     for name, before in wanted.items():
         again = points(tmp_path / "runs/ours" / name)
         exact = [one for one in before if one != watching.PACE]
@@ -111,7 +111,7 @@ def test_a_branch_begins_at_the_main_paths_point(folder: Path) -> None:
 def test_pace_is_shown_and_utilization_only_where_a_peak_is_known(folder: Path) -> None:
     main, branch = (curves(folder / "runs/ours" / run) for run in ("main", "branch-v2"))
     assert all(value > 0 for value in branch[watching.PACE].values())
-    assert len(branch[watching.PACE]) == 2  # three steps; the first has no beginning
+    assert len(branch[watching.PACE]) == 2  # three steps; the first has no start time
     assert watching.MFU not in main
     assert all(value > 0 for value in branch[watching.MFU].values())
     recorded = [row.get("mfu") for row in history(folder / "runs/ours/branch-v2")]
@@ -129,12 +129,12 @@ def test_tensorboard_lays_out_actual_and_planned_rates_together(folder: Path) ->
 
 
 def wandb_records(path: Path) -> list[Any]:
-    """The records of an offline run's file: protocol buffers in LevelDB's log format."""
+    """Return the records of an offline run's file: protocol buffers in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, parts, records = path.read_bytes(), 7, b"", []
     while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:  # what is left of a block holds no header
+        if 32768 - place % 32768 < 7:  # the rest of a block has no room for a header
             place += 32768 - place % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
@@ -169,7 +169,7 @@ def test_wandb_has_one_project_with_a_run_of_its_own(folder: Path) -> None:
 
 
 def arguments(**changes: Any) -> argparse.Namespace:
-    """The arguments that a pace reads."""
+    """Return the arguments that a pace reads."""
     given = {"global_batch_size": 8, "seq_length": 100, "world_size": 4, "peak_tflops": None}
     given |= {"bf16": True, "fp16": False, "distributed_backend": "gloo"}
     return argparse.Namespace(**(given | changes))
@@ -208,11 +208,11 @@ def test_a_peak_in_the_plan_changes_no_run(tmp_path: Path) -> None:
 
 
 def test_a_run_by_lr_path_resumes_in_its_wandb_run(folder: Path, tmp_path: Path) -> None:
-    words = [*words_without_plan(folder / "plan.yaml", folder), "--lr", "0.01", "--lr-path", "main"]
-    words += ["--train-iters", "4", "--save", str(tmp_path / "own"), "--wandb-save-dir", str(tmp_path)]
-    words += ["--wandb-project", "versions", "--wandb-exp-name", "main"]
-    train([*words, "--exit-interval", "2"], probe="wandb_offline").ok()
-    train(words, probe="wandb_offline").ok()
+    argv = [*words_without_plan(folder / "plan.yaml", folder), "--lr", "0.01", "--lr-path", "main"]
+    argv += ["--train-iters", "4", "--save", str(tmp_path / "own"), "--wandb-save-dir", str(tmp_path)]
+    argv += ["--wandb-project", "versions", "--wandb-exp-name", "main"]
+    train([*argv, "--exit-interval", "2"], probe="wandb_offline").ok()
+    train(argv, probe="wandb_offline").ok()
     own = hashlib.sha256(str((tmp_path / "own").resolve()).encode()).hexdigest()[:16]
     files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert [path.name for path in files] == [f"run-{own}.wandb"] * 2

@@ -1,4 +1,4 @@
-"""The comparison of a trial's candidates: intervals from the pairing, the best rate, and what is missing."""
+"""The comparison of a trial's candidates: intervals from the pairing, the best rate, and missing results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUDITIONING = Trial(AUDITION, "audition-90-abc", 90, 20, 20, 3, DATA)
 
 
 def evaluate(plan: Plan, trial: Trial, candidate: Candidate, repeat: int, loss: float, old: float) -> None:
-    """An evaluation as a branch leaves it: the whole set, two domains, and the set of the new text."""
+    """Write an evaluation as a branch does: the whole set, two domains, and the set of the new text."""
     folder = trial.run_folder(plan, candidate, repeat)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"new": {"loss": loss}, "old": {"loss": old}}
@@ -40,7 +40,7 @@ def evaluate(plan: Plan, trial: Trial, candidate: Candidate, repeat: int, loss: 
 
 
 def fill(plan: Plan, trial: Trial, table: list[list[float]]) -> None:
-    """Losses [candidates][repeats]; the domain `old` is 0.1 above the whole for every candidate but the first."""
+    """Write losses [candidates][repeats]; the domain `old` is 2.5 for the first candidate, else 2.6."""
     trial.write(plan)
     for candidate, row in zip(trial.candidates, table, strict=True):
         for repeat, loss in enumerate(row, start=1):

@@ -24,16 +24,16 @@ from tests.training.test_training_branch import refusal, tensors
 from tests.training.test_training_data import samples
 from tests.training.test_training_rates import words_without_plan
 
-STEP, SAMPLES = 5, 20  # of four samples each
+STEP, SAMPLES = 5, 20  # steps of four samples each
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan of two versions and `old`: five steps of plain Megatron at a constant rate."""
+    """Return a folder with a plan of two versions and `old`: five steps of plain Megatron at one rate."""
     folder = tmp_path_factory.mktemp("adopt")
     plan = make_plan(folder, (6, 6))
     schedule = ["--lr", "0.01", "--lr-decay-style", "constant", "--lr-warmup-iters", "2"]
-    words = [
+    argv = [
         *words_without_plan(plan, folder),
         *schedule,
         "--train-iters",
@@ -41,12 +41,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--save",
         str(folder / "old"),
     ]
-    train(words).ok()
+    train(argv).ok()
     return folder
 
 
 def fresh(trained: Path, folder: Path, **changes: object) -> Path:
-    """A plan on the data of `trained` with an output of its own."""
+    """Write a plan on the data of `trained` with its own output; return its path."""
     path = folder / "plan.yaml"
     content = yaml.safe_load((trained / "plan.yaml").read_text()) | {"output": str(folder / "runs")} | changes
     path.write_text("# ours\n" + yaml.safe_dump(content, sort_keys=False))
@@ -57,8 +57,8 @@ def fresh(trained: Path, folder: Path, **changes: object) -> Path:
 def test_the_main_path_continues_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     before = sum_files(trained / "old/iter_0000005")
     path = fresh(trained, tmp_path)
-    words = ["adopt", str(path), "--checkpoint", str(trained / "old"), "--step", "5", "--data", "v1"]
-    statuses, said = call(tmp_path, [*words, "--dry-run"], words, words)
+    argv = ["adopt", str(path), "--checkpoint", str(trained / "old"), "--step", "5", "--data", "v1"]
+    statuses, said = call(tmp_path, [*argv, "--dry-run"], argv, argv)
     assert statuses == [0, 0, 0], said
     assert "step 5, 20 samples, 320 tokens; data: v1" in said
     assert "continues from step 5 at 0.01 with v1; its costs count from there" in said
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_written(
 
 
 def adoption(trained: Path, path: Path) -> Adoption:
-    """The adoption of the old checkpoint by the plan at `path`."""
+    """Return the adoption of the old checkpoint by the plan at `path`."""
     return prepare(load_plan(path), trained / "old", STEP, SAMPLES, [])
 
 
@@ -164,7 +164,7 @@ def test_killed_anywhere_it_can_be_called_again(trained: Path, tmp_path: Path) -
 
 
 def adopted(folder: Path, **changes: object) -> Plan:
-    """A plan whose main path begins at step 50 after 1000 samples."""
+    """Return a plan whose main path begins at step 50 after 1000 samples."""
     path = make_plan(folder, (6, 8))
     entry = {"checkpoint": "old/iter_0000050", "step": 50, "samples": 1000, "fingerprint": "0" * 64}
     path.write_text(path.read_text() + yaml.safe_dump({"adopted": entry} | changes))
@@ -186,13 +186,13 @@ def test_positions_and_costs_count_from_the_checkpoint(
     assert plan.runs("ptfs") == plan.runs("cpt") == []
     identity = run_identity(plan, first)
     assert identity["adopted"] == {"step": 50, "samples": 1000, "fingerprint": "0" * 64}
-    for words, wanted in (
+    for argv, wanted in (
         (["plan"], 0),
         (["plan", "--json"], 0),
         (["plan", "--paradigm", "ptfs"], 2),
         (["status"], 0),
     ):
-        assert main([words[0], str(plan.path), *words[1:]]) == wanted, words
+        assert main([argv[0], str(plan.path), *argv[1:]]) == wanted, argv
     said = capsys.readouterr()
     assert "--paradigm ptfs:" in said.err
     assert "PTFS" not in said.out.replace("relative to PTFS", "")

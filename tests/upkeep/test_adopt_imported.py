@@ -27,7 +27,7 @@ TOKENIZER, PIECES = ROOT / "tests/golden/sp.model", 600
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of transformers with a SentencePiece tokenizer, imported; its folder."""
+    """Return the folder of an imported Llama of transformers with a SentencePiece tokenizer."""
     folder = tmp_path_factory.mktemp("hf")
     sizes = SIZES | {"vocab_size": PIECES, "bos_token_id": 1, "eos_token_id": 2}
     source = hugging_face_model(folder / "hf", "llama", **sizes)
@@ -37,7 +37,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(imported: Path, folder: Path, **changes: Any) -> Path:
-    """A plan with the model of the imported folder's lines, and a copy of its tokenizer."""
+    """Write a plan with the model of the imported folder's lines, and a copy of its tokenizer."""
     folder.mkdir(exist_ok=True)
     lines = yaml.safe_load((imported / "plan.yaml").read_text())
     tokenizer = {"type": "SentencePieceTokenizer", "model": str(TOKENIZER)}
@@ -50,15 +50,15 @@ def plan_of(imported: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.slow
 def test_an_imported_model_becomes_a_main_path_with_versions(imported: Path, tmp_path: Path) -> None:
     path = plan_of(imported, tmp_path)
-    words = ["adopt", str(path), "--checkpoint", str(imported)]
+    argv = ["adopt", str(path), "--checkpoint", str(imported)]
     statuses, said = call(
         tmp_path,
-        [*words, "--step", "5"],
-        [*words, "--data", "v9"],
-        [*words, "--data", "v1", "--dry-run"],
-        [*words, "--data", "v1"],
-        [*words, "--data", "v1"],
-        words,
+        [*argv, "--step", "5"],
+        [*argv, "--data", "v9"],
+        [*argv, "--data", "v1", "--dry-run"],
+        [*argv, "--data", "v1"],
+        [*argv, "--data", "v1"],
+        argv,
         ["plan", str(path)],
     )
     assert statuses == [2, 2, 0, 0, 0, 2, 0], said
@@ -103,7 +103,7 @@ def test_an_imported_model_becomes_a_main_path_with_versions(imported: Path, tmp
     assert transformers_model(exported).config.vocab_size == PIECES
     page = (tmp_path / "runs/ours/../report/index.html").resolve()
     assert "branch-v1" in page.read_text()
-    # the weights are those that were adopted
+    # the weights are the adopted ones
     require_adopted_weights(plan)
     moved = tmp_path / "moved"
     shutil.copytree(imported, moved)

@@ -1,4 +1,4 @@
-"""`lrpath archive`: ends of versions and branch points in an object store, and back again."""
+"""`lrpath archive`: ends of versions and branch points in an object store, and their retrieval."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def steps(plan: Plan, name: str) -> list[int]:
 
 
 def archived(plan: Plan) -> dict[str, list[int]]:
-    """What is complete in the archive now."""
+    """Return the steps of the complete checkpoints in the archive, by run."""
     found = Archive.of(plan)
     assert found is not None
     return {key: sorted(steps) for key, steps in found.complete.items()}
 
 
 def reads_checkpoint(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether an audit event opens a file of a checkpoint, as each copy of one does."""
+    """Return whether an audit event opens a file of a checkpoint, as each copy of a checkpoint does."""
     return event == "open" and str(arguments[0]).endswith((".distcp", MANIFEST))
 
 
@@ -107,7 +107,7 @@ def test_what_is_archived_can_leave_the_disk_and_comes_back(
     assert main(["prune", path, "--keep-ends", "--archived", "--yes"]) == 0
     assert steps(plan, "main") == [45, 50]
     assert steps(plan, "branch-v3") == [55, 60]
-    assert main(["prune", path]) == 0  # a model in the archive is a model: nothing new stays for it
+    assert main(["prune", path]) == 0  # a model in the archive counts: no other checkpoint is kept for it
     assert "nothing to do" in capsys.readouterr().out
     assert main(["archive", path, "--fetch", "ours/main:10"]) == 0
     assert steps(plan, "main") == [10, 45, 50]
@@ -137,14 +137,14 @@ def test_a_branch_that_needs_an_archived_checkpoint_gets_it(plan: Plan) -> None:
 
 
 def exports_once(plan: Plan, run: str) -> None:
-    """Call what `lrpath generate` exports with."""
+    """Export a run with the function that `lrpath generate` uses."""
     exported = export_of(plan, plan.run("ours", run))
     assert exported == RunFolder(plan.folder(plan.run("ours", run))).exported
 
 
-def of_branch(*words: str) -> Callable[[Plan], object]:
-    """A command on branch-v1."""
-    return lambda plan: main([words[0], str(plan.path), "--run", "branch-v1", *words[1:]])
+def of_branch(*argv: str) -> Callable[[Plan], object]:
+    """Return a call of a command on branch-v1."""
+    return lambda plan: main([argv[0], str(plan.path), "--run", "branch-v1", *argv[1:]])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_what_reads_an_archived_checkpoint_gets_it(
     read: list[dict[str, FileSum]] = []
 
     def reads(*_: object, **__: object) -> Any:
-        """A stand-in for a reader of the checkpoint."""
+        """Record the checkpoint's checksums in place of a reader, and stop the command."""
         read.append(sum_files(folder))
         raise UserError("it has been read")
 
@@ -229,9 +229,9 @@ def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_plan(tmp_path, (6, 6), archive=f"file://{tmp_path}/store")
-    plan, words = load_plan(path), run_words(path, "ours", "branch-v1")
+    plan, argv = load_plan(path), run_words(path, "ours", "branch-v1")
     train(run_words(path, "ours", "main")).ok()
-    train(words).ok()
+    train(argv).ok()
     branch = plan.folder(plan.run("ours", "branch-v1"))
 
     def trained() -> tuple[dict[str, str], list[tuple[int, float, float]]]:
@@ -245,7 +245,7 @@ def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
     assert steps(plan, "main") == [6, 9], "the branch point of v1 has left the disk"
     shutil.rmtree(branch)
     capsys.readouterr()
-    monkeypatch.setattr("megatron_lrpath.launch.local.carry_out", lambda *_: train(words).ok() and 0)
+    monkeypatch.setattr("megatron_lrpath.launch.local.carry_out", lambda *_: train(argv).ok() and 0)
     assert main(["run", str(path), "--run", "branch-v1", "--device", "cpu", "--no-evaluate"]) == 0
     assert "ours/main: fetching the checkpoint of step 3 from file://" in capsys.readouterr().err
     assert steps(plan, "main") == [3, 6, 9]
@@ -253,20 +253,20 @@ def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
 
 
 def test_a_copy_and_a_fetch_that_were_killed_at_any_point_continue(plan: Plan, tmp_path: Path) -> None:
-    words = ["archive", str(plan.path)]
+    argv = ["archive", str(plan.path)]
     for number in range(2, 400, 7):
-        was_killed = killed_at(number, words, reads_checkpoint)
+        was_killed = killed_at(number, argv, reads_checkpoint)
         for key, found in archived(plan).items():
             assert set(found) <= set(POINTS[key])
         if not was_killed:
             break
     assert number > 9
-    assert main(words) == 0
+    assert main(argv) == 0
     assert archived(plan) == POINTS
-    assert main([*words, "--verify"]) == 0
+    assert main([*argv, "--verify"]) == 0
     folder = checkpoint_folder(root(plan, "main"), 30)
     shutil.rmtree(folder)
-    fetch = [*words, "--fetch", "ours/main:30"]
+    fetch = [*argv, "--fetch", "ours/main:30"]
     for number in range(1, 400, 2):
         was_killed = killed_at(number, fetch)
         assert not folder.exists() or (folder / MANIFEST).is_file()
@@ -323,7 +323,7 @@ def test_an_archive_that_cannot_be_used_names_the_way_on(
     assert told in capsys.readouterr().err
     if url.startswith("nosuch"):
         assert main(["prune", str(plan.path), "--archived"]) == 2
-        assert main(["prune", str(plan.path), "--json"]) == 0  # what is archived is not needed
+        assert main(["prune", str(plan.path), "--json"]) == 0  # archived checkpoints are not needed
         said = capsys.readouterr()
         assert "what is archived is not known" in said.err
         assert json.loads(said.out)["spare"]

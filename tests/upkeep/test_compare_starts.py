@@ -1,4 +1,4 @@
-"""`lrpath compare-starts`: a trial resumes from the checkpoint as the run did, and differences of losses are found."""
+"""`lrpath compare-starts`: a trial resumes from the checkpoint like the run; other losses are reported."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def test_a_trial_resumes_as_the_run_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert digests(plan.folder(plan.main)) == before, "the run itself is only read"
     with pytest.raises(UserError, match="has no checkpoint of this step; it has steps 3, 6, 9"):
         prepare(plan, plan.main, 4, "again")
-    for words in (["--start", "x"], ["--start", "x", "--steps", "50"], ["--start", "a/b", "--steps", "2"]):
-        assert main(["compare-starts", str(path), "--step", "3", *words]) == 2
+    for argv in (["--start", "x"], ["--start", "x", "--steps", "50"], ["--start", "a/b", "--steps", "2"]):
+        assert main(["compare-starts", str(path), "--step", "3", *argv]) == 2

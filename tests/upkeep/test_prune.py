@@ -1,4 +1,4 @@
-"""`lrpath prune` removes what nothing starts from any more, and nothing else; it can be called again after any kill."""
+"""`lrpath prune` removes only checkpoints from which nothing starts; a call after any kill completes it."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_a_plan_with_fewer_versions_does_not_decide(plan: Plan, capsys: pytest.C
 
 def test_killed_anywhere_it_can_be_called_again(tmp_path: Path) -> None:
     for number, plan in enumerate(again_and_again(make_tree, tmp_path), 1):
-        words = ["prune", str(plan.path), "--yes"]
-        was_killed = killed_at(number, words)
+        argv = ["prune", str(plan.path), "--yes"]
+        was_killed = killed_at(number, argv)
         assert set(steps(plan, "main")) >= {45, 50}
-        assert main(words) == 0
+        assert main(argv) == 0
         assert steps(plan, "main") == [45, 50]
         assert not [*Path(plan.output).rglob(f"*{REMOVING}")]
         if not was_killed:

@@ -1,4 +1,4 @@
-"""Commands that change an output are refused while something trains in it, or waits in Slurm's queue."""
+"""Commands that change an output are refused while a run trains in it or a job waits in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def plan(tmp_path: Path) -> Plan:
     return make_tree(tmp_path)
 
 
-def call(plan: Plan, words: tuple[str, ...]) -> int:
-    return main([words[0], str(plan.path), *words[1:]])
+def call(plan: Plan, argv: tuple[str, ...]) -> int:
+    return main([argv[0], str(plan.path), *argv[1:]])
 
 
 def saved(plan: Plan) -> int:
     return len(complete_steps(RunFolder(plan.folder(plan.main)).checkpoints))
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("argv", COMMANDS)
 @pytest.mark.parametrize("place", ["output", "ledger", "run", "checkpoints"])
 def test_while_something_is_at_work(
-    plan: Plan, place: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    plan: Plan, place: str, argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, ledger = RunFolder(plan.folder(plan.main)), Ledger.of(str(plan.output)).folder
     folders = {"output": Path(plan.output), "ledger": ledger, "run": run.path, "checkpoints": run.checkpoints}
     lock = FolderLock.acquire(folders[place])
-    assert call(plan, words) == 2
+    assert call(plan, argv) == 2
     lock.close()
     said = capsys.readouterr().err
     assert str(folders[place]) in said
@@ -48,12 +48,12 @@ def test_while_something_is_at_work(
     assert saved(plan) == 10
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("argv", COMMANDS)
 @pytest.mark.parametrize("answers", [True, False])
 def test_while_jobs_of_the_plan_are_in_the_queue(
     plan: Plan,
     answers: bool,
-    words: tuple[str, ...],
+    argv: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -67,12 +67,12 @@ def test_while_jobs_of_the_plan_are_in_the_queue(
         return {17: QueuedJob(17, "PENDING", "Resources", "0:00", "", "main.sh submitted", "")}
 
     monkeypatch.setattr(queue, "queue", squeue)
-    assert call(plan, words) == 2
+    assert call(plan, argv) == 2
     said = capsys.readouterr().err
     assert ("ours/main (job 17)" if answers else "squeue does not answer here") in said
     assert saved(plan) == 10
     monkeypatch.setattr(queue, "queue", dict)  # the job is over
-    assert call(plan, words) == 0
+    assert call(plan, argv) == 0
     assert saved(plan) < 10
 
 

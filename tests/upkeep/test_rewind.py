@@ -1,4 +1,4 @@
-"""`lrpath rewind`: sets the main path back before a version; nothing is lost before --confirm, killed at any point."""
+"""`lrpath rewind` resets the main path to before a version; nothing is lost before --confirm, at any kill."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def grown(folder: Path) -> Plan:
-    """The tree, and the slices of its versions."""
+    """Return the tree with the slices of its versions."""
     plan = make_tree(folder)
     for number, name in enumerate(("v1", "v2", "v3", "valid", "valid-v3")):
         prefix = make_indexed_dataset(folder / f"data/{name}_text_document", [[number + 1] * 30] * 50)
@@ -67,7 +67,7 @@ def test_the_main_path_goes_back_without_the_version(plan: Plan, capsys: pytest.
 
 
 def after_rewind(plan: Plan) -> None:
-    """What a finished rewind has left."""
+    """Check the files that a finished rewind leaves."""
     output, folder = Path(plan.output), plan.folder(plan.main)
     run = RunFolder(folder)
     assert steps(plan) == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -117,7 +117,7 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (
             ("--to-step", "45", "--drop", "v3"),
@@ -132,9 +132,9 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
     ],
 )
 def test_impossible_rewinds_are_refused(
-    plan: Plan, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    plan: Plan, argv: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["rewind", str(plan.path), *words]) == 2
+    assert main(["rewind", str(plan.path), *argv]) == 2
     assert said in capsys.readouterr().err
     assert len(steps(plan)) == 10
 
@@ -206,18 +206,18 @@ def test_a_rewound_main_path_trains_like_one_that_never_had_the_version(tmp_path
 
 def test_killed_anywhere_it_can_be_called_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for number, plan in enumerate(again_and_again(grown, tmp_path), 1):
-        words = ["rewind", str(plan.path), *WORDS]
-        if not killed_at(number, words):
+        argv = ["rewind", str(plan.path), *WORDS]
+        if not killed_at(number, argv):
             break
         refused_until_finished(load_plan(plan.path), capfd)
-        assert main(words) == 0
+        assert main(argv) == 0
         after_rewind(load_plan(plan.path))
         assert main(["rewind", str(plan.path), "--confirm"]) == 0
     assert number > 12
 
 
 def refused_until_finished(plan: Plan, capfd: pytest.CaptureFixture[str]) -> None:
-    """A rewind that was interrupted keeps the main path from being trained; a finished one does not."""
+    """Check that an interrupted rewind blocks training of the main path, and a finished one does not."""
     folder = plan.folder(plan.main)
     lineage = read_lineage(folder) or {}
     if unfinished(lineage) is None:
@@ -238,9 +238,9 @@ def refused_until_finished(plan: Plan, capfd: pytest.CaptureFixture[str]) -> Non
 def test_a_killed_confirmation_can_be_called_again(tmp_path: Path) -> None:
     for number, plan in enumerate(again_and_again(grown, tmp_path), 1):
         assert main(["rewind", str(plan.path), *WORDS]) == 0
-        words = ["rewind", str(plan.path), "--confirm"]
-        was_killed = killed_at(number, words)
-        assert main(words) == 0
+        argv = ["rewind", str(plan.path), "--confirm"]
+        was_killed = killed_at(number, argv)
+        assert main(argv) == 0
         assert not (Path(plan.output) / "set-aside").exists()
         assert steps(plan)[-1] == 40
         if not was_killed or number > 8:

@@ -28,7 +28,7 @@ RECORD = ["--vocab-size", str(VOCABULARY), "--record"]
 
 
 def make_team(folder: Path) -> Plan:
-    """Three versions of two sources each; one document is in all of them, v2's branch mixes in a slice."""
+    """Make three versions of two sources each; all share one document, v2's branch mixes in a slice."""
     path = make_plan(folder, (6, 6, 6), alpha=0.5)
     data = folder / "data"
     again = [5, 4, 3] * 8 + [2]
@@ -52,12 +52,12 @@ def make_team(folder: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Nothing writes into it."""
+    """Return a plan that no test may change."""
     return make_team(tmp_path_factory.mktemp("team"))
 
 
 def trained(plan: Plan) -> Plan:
-    """All runs complete, the main path with a checkpoint every 3 steps, as training leaves them."""
+    """Write all runs complete, as training does, the main path with a checkpoint every 3 steps."""
     for run in plan.runs("ours"):
         saves = range(run.first_step + 3, run.last_step + 1, 3)
         train(plan, run, [*saves], plan.parent_of(run) if run.parent else None)
@@ -111,9 +111,9 @@ def test_a_document_and_its_copies_are_traced_to_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = trained(make_team(tmp_path))
-    words = ["trace", str(plan.path)]
+    argv = ["trace", str(plan.path)]
     capsys.readouterr()
-    assert main([*words, "--document", "extra2:10", "--json"]) == 0
+    assert main([*argv, "--document", "extra2:10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     data = tmp_path / "data"
     assert found["documents"] == {str(data / f"extra{number}"): [10] for number in (1, 2, 3)}
@@ -127,18 +127,18 @@ def test_a_document_and_its_copies_are_traced_to_checkpoints(
     assert not runs["ptfs/scratch-v3"]["has_read"]
     text = tmp_path / "text.txt"
     text.write_text(" ".join(map(str, [5, 4, 3] * 8 + [2])) + "\n")
-    assert main([*words, "--text-file", str(text), "--json"]) == 0
+    assert main([*argv, "--text-file", str(text), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["documents"] == found["documents"]
-    assert main([*words, "--document", "extra3:2"]) == 0
+    assert main([*argv, "--document", "extra3:2"]) == 0
     told = capsys.readouterr().out
     assert "slices that hold them: v3 (1)" in told
     assert "ptfs/scratch-v3" in told
     assert "not trained yet; would" in told
-    assert main([*words, "--document", "extra9:2"]) == 2
+    assert main([*argv, "--document", "extra9:2"]) == 2
     assert "no dataset of the plan's slices; name one of" in capsys.readouterr().err
-    assert main([*words, "--document", "extra3:11"]) == 2
+    assert main([*argv, "--document", "extra3:11"]) == 2
     assert "has 11 documents" in capsys.readouterr().err
-    assert main([*words, "--without", str(text)]) == 2
+    assert main([*argv, "--without", str(text)]) == 2
     assert "--output FOLDER go together" in capsys.readouterr().err
 
 
@@ -148,22 +148,22 @@ def test_slices_without_documents_and_what_to_train_again(
     plan = trained(make_team(tmp_path))
     listed, output = tmp_path / "gone.txt", tmp_path / "data/clean"
     listed.write_text("# asked for by the author\nextra2:2\n\nextra2:3\n")
-    words = ["trace", str(plan.path), "--without", str(listed), "--output", str(output)]
+    argv = ["trace", str(plan.path), "--without", str(listed), "--output", str(output)]
     before = {path.name: path.read_bytes() for path in Path(plan.data.slices).glob("*.slice")}
     for number in range(1, 60):
-        if not killed_at(number, words):
+        if not killed_at(number, argv):
             break
         assert not output.exists() or len([*output.glob("*.slice")]) == len(before)
         if output.exists():
             break
     assert number > 3
     if not output.exists():
-        assert main([*words, "--json"]) == 0
+        assert main([*argv, "--json"]) == 0
     capsys.readouterr()
-    assert main(words) == 2
+    assert main(argv) == 2
     assert "exists already" in capsys.readouterr().err
-    words[-1] = str(tmp_path / "data/clean2")
-    assert main([*words, "--json"]) == 0
+    argv[-1] = str(tmp_path / "data/clean2")
+    assert main([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["takedown"]
     old, new = (Slice.load(Path(folder) / "v2.slice") for folder in (plan.data.slices, output))
     assert new.documents == old.documents - 2
@@ -197,10 +197,10 @@ def test_slices_without_documents_and_what_to_train_again(
 def test_too_few_documents_left_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_team(tmp_path)
     listed = tmp_path / "gone.txt"
-    words = ["trace", str(plan.path), "--without", str(listed), "--output", str(tmp_path / "clean")]
+    argv = ["trace", str(plan.path), "--without", str(listed), "--output", str(tmp_path / "clean")]
     listed.write_text("".join(f"v3_text_document:{number}\n" for number in range(18)))
     capsys.readouterr()
-    assert main(words) == 0
+    assert main(argv) == 0
     told = capsys.readouterr().out
     assert "v3: 18 documents fewer" in told
     assert "suffices for 5 steps, set `steps` in the plan" in told

@@ -3,13 +3,13 @@
 #
 #   bash examples/public/203m/recipe.sh download tokenizer tokenize draw plan run report
 #
-# Every step can be called again and does what is missing. DRY=1 prints the commands instead.
+# Every step can be called again and does only what is missing. DRY=1 prints the commands instead.
 set -euo pipefail
 
 ROOT=${ROOT:-data/public}
 PLAN=${PLAN:-examples/public/203m/plan.yaml}
 DUMPS=(${DUMPS:-CC-MAIN-2021-04 CC-MAIN-2022-05 CC-MAIN-2023-06 CC-MAIN-2024-10})
-FILES=${FILES:-000_000[01]?.parquet}     # of each crawl; `draw` names what is missing if these are too few
+FILES=${FILES:-000_000[01]?.parquet}     # of each crawl; `draw` reports the missing tokens if these are too few
 TOKENS=${TOKENS:-10.5e9}                 # of a version
 VALID=${VALID:-20e6}                     # of the validation set, drawn from the first crawl
 LENGTH=${LENGTH:-2048}

@@ -26,13 +26,13 @@ import yaml
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[2]
 DUMPS = ("CC-MAIN-2021-04", "CC-MAIN-2022-05", "CC-MAIN-2023-06", "CC-MAIN-2024-10")
-REPEATED = 0.1  # of a crawl's documents, from earlier crawls
+REPEATED = 0.1  # share of a crawl's documents that earlier crawls have
 LENGTH, BATCH = 64, 8
-STEPS_PER_MEGABYTE = 150  # what the text of a crawl suffices for, at about 3 bytes a token
+STEPS_PER_MEGABYTE = 150  # steps that the text of a crawl is enough for, at about 3 bytes per token
 
 
 def documents(megabytes: float) -> list[str]:
-    """Texts of 500 to 4,000 characters from the source files of Python's library."""
+    """Return texts of 500 to 4,000 characters from the source files of Python's library."""
     texts: list[str] = []
     size = 0
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
@@ -49,7 +49,7 @@ def documents(megabytes: float) -> list[str]:
 
 
 def write_crawl(path: Path, dump: str, texts: Sequence[str]) -> None:
-    """A Parquet file with FineWeb's columns."""
+    """Write a Parquet file with FineWeb's columns."""
     count = len(texts)
     columns = {
         "text": list(texts),
@@ -67,7 +67,7 @@ def write_crawl(path: Path, dump: str, texts: Sequence[str]) -> None:
 
 
 def write_crawls(folder: Path, megabytes: float) -> None:
-    """A file for each crawl; each repeats some documents of those before it."""
+    """Write a file for each crawl; each repeats some documents of the crawls before it."""
     texts = documents(megabytes * len(DUMPS))
     order = random.Random(1)
     order.shuffle(texts)
@@ -79,7 +79,7 @@ def write_crawls(folder: Path, megabytes: float) -> None:
 
 
 def write_plan(folder: Path, steps: int) -> Path:
-    """The recipe's plan for the tiny model and this data."""
+    """Write the recipe's plan for the tiny model and this data; return its path."""
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     plan |= {"model": "tiny", "output": str(folder / "runs")}
     plan["schedule"]["warmup_steps"] = 2
@@ -95,7 +95,7 @@ def write_plan(folder: Path, steps: int) -> Path:
 
 
 def main() -> int:
-    """Write the data and call the recipe; its exit status."""
+    """Write the data and call the recipe; return its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -117,8 +117,8 @@ def main() -> int:
         "PYTHON": sys.executable,
         "LRPATH": shutil.which("lrpath", path=str(Path(sys.executable).parent)) or "lrpath",
     }
-    words = ["bash", str(HERE / "recipe.sh"), "tokenizer", "tokenize", "draw", "plan", "run", "report"]
-    return subprocess.call(words, cwd=PROJECT, env={**os.environ, **settings})
+    argv = ["bash", str(HERE / "recipe.sh"), "tokenizer", "tokenize", "draw", "plan", "run", "report"]
+    return subprocess.call(argv, cwd=PROJECT, env={**os.environ, **settings})
 
 
 if __name__ == "__main__":

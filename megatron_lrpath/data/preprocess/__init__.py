@@ -1,1 +1,1 @@
-"""From raw text to Megatron's indexed datasets: readers, encoders, workers, writer."""
+"""Convert raw text to Megatron's indexed datasets: readers, encoders, workers, writer."""

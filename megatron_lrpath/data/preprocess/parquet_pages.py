@@ -1,7 +1,8 @@
-"""The pages of a Parquet file, by their headers: how much memory a reader will need, before it unpacks one.
+"""Read the page headers of a Parquet file, to bound the memory that a reader will need before it unpacks.
 
-Parquet's readers unpack a page whole, regardless of its header (2 GiB at most). The footer, which has sizes, too, is
-written by the same hand and compared with nothing. A header is a Thrift structure in the compact protocol.
+Parquet's readers unpack a whole page, regardless of its header (2 GiB at most). The footer, which has sizes,
+too, is from the same writer and not compared with anything. A header is a Thrift structure in the compact
+protocol.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-PAGE_BYTES = 1 << 29  # unpacked: of a page at most
+PAGE_BYTES = 1 << 29  # maximum size of an unpacked page
 HEADER_BYTES = 1 << 12, 1 << 24  # read at first, and at most: the latter is pyarrow's own limit
-DICTIONARY = 2  # of the types of pages
-_DEPTH = 16  # of structures in each other
+DICTIONARY = 2  # the type of a dictionary page
+_DEPTH = 16  # maximum depth of nested structures
 _TYPE, _UNPACKED, _PACKED = 1, 2, 3  # the first fields of a header
 
 
@@ -31,14 +32,14 @@ class Page:
 
 
 def longest_dictionary(metadata: Any, raw: BinaryIO, columns: Collection[str]) -> int:
-    """The bytes of the longest dictionary of some columns: any value may be that long. 0 where there is none.
+    """Return the bytes of the longest dictionary of some columns, 0 without one: a value can be as long.
 
     Args:
-        metadata: pyarrow's, of the file that is open as `raw`.
+        metadata: pyarrow's metadata of the file that is open as `raw`.
         columns: top-level names.
 
     Raises:
-        PageError: a page of theirs is longer than `PAGE_BYTES`, or not a page.
+        PageError: a page of these columns is longer than `PAGE_BYTES`, or is not a page.
     """
     longest = 0
     for group in range(metadata.num_row_groups):
@@ -67,10 +68,10 @@ def _begin(column: Any) -> int:
 
 
 def pages(raw: BinaryIO, begin: int, length: int) -> Iterator[Page]:
-    """Yield the pages of a column in a file, which takes `length` bytes from `begin` on.
+    """Yield the pages of a column in a file, which has `length` bytes from `begin` on.
 
     Raises:
-        PageError: the bytes are no page headers.
+        PageError: the bytes are not page headers.
     """
     end = begin + length
     while begin < end:
@@ -80,14 +81,14 @@ def pages(raw: BinaryIO, begin: int, length: int) -> Iterator[Page]:
 
 
 def _page(raw: BinaryIO, begin: int) -> tuple[Page, int]:
-    """The page at `begin`, and the bytes of its header."""
+    """Return the page at `begin`, and the number of bytes of its header."""
     for size in HEADER_BYTES:
         raw.seek(begin)
         content = raw.read(size)
         try:
             header = _Compact(content)
             fields = header.structure()
-        except IndexError:  # longer than what was read
+        except IndexError:  # longer than the bytes read
             continue
         sizes = [fields.get(name) for name in (_TYPE, _UNPACKED, _PACKED)]
         if any(type(one) is not int or not 0 <= one < 2**31 for one in sizes):
@@ -97,7 +98,7 @@ def _page(raw: BinaryIO, begin: int) -> tuple[Page, int]:
 
 
 class _Compact:
-    """Reads a Thrift structure; of its fields the numbers are kept. Raises IndexError where the content ends."""
+    """Parser of a Thrift structure; keeps only numbers. Raises IndexError if the content ends early."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -119,7 +120,7 @@ class _Compact:
         }
 
     def structure(self, depth: int = 0) -> dict[int, Any]:
-        """The fields of a structure by their number."""
+        """Return the fields of a structure by their number."""
         if depth > _DEPTH:
             raise PageError("a page's header is nested too deep")
         found: dict[int, Any] = {}
@@ -173,7 +174,7 @@ class _Compact:
             raise PageError("a page's header is damaged")
         for _ in range(count):
             for kind in kinds:
-                if kind in (1, 2):  # in a list a byte, in a field a part of its head
+                if kind in (1, 2):  # a boolean: in a list a byte, in a field a part of its header
                     self._skip(1)
                 else:
                     self._value(kind, depth)

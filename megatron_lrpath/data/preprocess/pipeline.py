@@ -1,4 +1,4 @@
-"""One run of preprocessing: chunks to workers and back in order, progress, atomic publication of the output."""
+"""Run a preprocessing: chunks to workers and back in order, progress, atomic publication of the output."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Interruption:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
-        """Raise `KeyboardInterrupt` if it was asked for."""
+        """Raise `KeyboardInterrupt` if Ctrl-C was pressed."""
         if self.asked:
             raise KeyboardInterrupt
 
@@ -104,7 +104,7 @@ class ConversionProgress:
             print(text, file=sys.stderr)
 
     def update(self, position: int, documents: int, tokens: int) -> None:
-        """`position`: bytes of input done; `documents` and `tokens` so far."""
+        """Show the progress; `position`: bytes of input processed; `documents` and `tokens` so far."""
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=position, tokens=f"{tokens:,} tokens")
             return
@@ -122,13 +122,13 @@ class ConversionProgress:
         print(f"{documents:,} documents, {tokens:,} tokens, {rate:.1f} MB/s{left}", file=sys.stderr)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None
 
     def finish(self, figures: Figures) -> None:
-        """Print the closing figures, once the bar is away."""
+        """Remove the bar and print the final figures."""
         seconds = time.monotonic() - self.started
         print(
             f"{figures.documents:,} documents, {figures.tokens:,} tokens, "
@@ -159,14 +159,14 @@ def _terminal_bar(total: int | None) -> Any:
 
 
 TOOL = "preprocess_data.py"
-# Options that change which ids a text becomes, for the record.
+# Options that affect the ids of a text, for the record.
 TEXT_OPTIONS = (
     "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
     "tokenizer_hf_no_include_special_tokens", "sentence_lists", "keep_empty",
 )  # fmt: skip
 # A file of at least FEW documents fails if more than NEARLY_ALL of them are rejected; after SOON documents at once.
 FEW, NEARLY_ALL, SOON = 50, 0.95, 10_000
-CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
+CHUNKS_IN_FLIGHT = 3  # per worker: one being processed, one waiting, one being written
 
 
 def preprocess(args: Namespace) -> None:
@@ -212,11 +212,11 @@ def preprocess(args: Namespace) -> None:
 
 
 def facts_of(args: Namespace, encoder: Encoder) -> Facts:
-    """The facts of the tokenizer in use; its size and end as the encoder has them, with added tokens."""
+    """Return the facts of the tokenizer in use; size and end token are the encoder's, with added tokens."""
     spec = TokenizerSpec.of_arguments(args)
     try:
         facts = spec.facts
-    except UserError:  # only with code of its own, which is not run a second time
+    except UserError:  # only if it has custom code, which is not executed a second time
         facts = spec.described
     own = {"vocab_size": encoder.vocab_size, "eod": encoder.eod, "append_eod": args.append_eod}
     return own | facts if facts.get("vocabulary") else facts | own
@@ -239,14 +239,14 @@ def _check_arguments(args: Namespace) -> None:
 
 @dataclass
 class UsableShare:
-    """Stops at a file whose documents are nearly all rejected: it has another format, so `max_rejects` is no help."""
+    """Stops at a file with nearly all documents rejected: its format is wrong at any `max_rejects`."""
 
     name: str = ""
     documents: int = 0
     rejected: int = 0
 
     def add(self, result: ChunkResult) -> None:
-        """Count a chunk; raises UserError."""
+        """Count a chunk; `judge` the file before it at its end, and this file after `SOON` rejects."""
         if result.name != self.name:
             self.judge()
             self.name, self.documents, self.rejected = result.name, 0, 0
@@ -256,7 +256,7 @@ class UsableShare:
             self.judge()
 
     def judge(self) -> None:
-        """Raise UserError where nearly all of the file so far was rejected."""
+        """Raise UserError if nearly all documents of the file so far were rejected."""
         total = self.documents + self.rejected
         if total >= FEW and self.rejected > NEARLY_ALL * total:
             raise UserError(
@@ -288,10 +288,10 @@ class Conversion:
         interruption: Interruption,
         marker: Path,
     ) -> Figures:
-        """Read the inputs `names`, `process` in worker processes, write and publish everything; what it came to.
+        """Convert the inputs `names` by `process` in worker processes, publish the outputs, return figures.
 
-        `outputs` are the datasets' prefixes and the types of their tokens; they have temporary names until all
-        is written. While `marker` exists, not all of them are published.
+        `outputs` are the datasets' prefixes and the types of their tokens; they have temporary names until
+        all are written. While `marker` exists, not all of them are published.
 
         Raises:
             UserError: an input cannot be read, too many documents were rejected (at once, not at the end), or
@@ -329,7 +329,7 @@ class Conversion:
         return figures
 
     def _judge(self, names: Sequence[str], figures: Figures) -> None:
-        """Publish the rejects, and refuse what is not worth publishing."""
+        """Publish the rejects. Raise UserError if there are too many, or no documents."""
         if not figures.documents and not figures.rejected:
             empty = f": {figures.empty:,} lines or rows, none with a text" if figures.empty else ""
             raise UserError(f"no documents in {', '.join(names)}{empty}")
@@ -353,7 +353,7 @@ class Conversion:
 def in_order(
     chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], ChunkResult]
 ) -> Generator[ChunkResult]:
-    """`process` of every chunk in worker processes: results in their order, only so many in memory at a time.
+    """Yield `process` of every chunk, in order, from worker processes, with a bounded number in memory.
 
     Raises:
         UserError: a worker process died.

@@ -21,13 +21,13 @@ from megatron_lrpath.errors import UserError
 STDIN = "-"
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 18
-ZSTD_PIECE = 512  # bytes, unpacked at a time: to 16 MiB at most, at any ratio
-ZSTD_WINDOW = 1 << 27  # bytes that a frame may refer to, as for the command zstd
-PARQUET_ROWS = 1024  # of a chunk at most
-PARQUET_BATCH = 64  # rows that are unpacked at a time, fewer where a dictionary holds long ones
+ZSTD_PIECE = 512  # bytes read at a time: unpacked 16 MiB at most, at any ratio
+ZSTD_WINDOW = 1 << 27  # bytes that a frame may refer to, as in the command zstd
+PARQUET_ROWS = 1024  # maximum number in a chunk
+PARQUET_BATCH = 64  # rows that are unpacked at a time, fewer if a dictionary has long values
 DOCUMENT_BYTES = (
     1 << 28
-)  # of a line or row at most: a longer one is no document, and takes the memory of many
+)  # maximum of a line or row: a longer one is not a document, and takes the memory of many
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a frame that pzstd and others put before the data
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -125,7 +125,7 @@ def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int
 
 
 def _of_text(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the blocks after a check of the first: raises UserError if it is not JSON lines."""
+    """Yield the blocks after a check of the first; raise UserError if it is not JSON lines."""
     for number, block in enumerate(blocks):
         if number == 0:
             refuse_foreign(name, block)
@@ -233,7 +233,7 @@ def _read_parquet(
 def _pieces(
     name: str, table: Any, raw: BinaryIO, keys: Sequence[str]
 ) -> Iterator[tuple[int, list[list[Any]]]]:
-    """(bytes, the rows' values by key) of a few rows of a Parquet file: about a chunk, or one longer row."""
+    """Yield (bytes, values by key) of a few rows of a Parquet file: about a chunk, or one longer row."""
     at_once = _rows_at_once(longest_dictionary(table.metadata, raw, keys))
     first = 1
     for batch in table.iter_batches(batch_size=at_once, columns=list(keys), use_threads=False):
@@ -264,7 +264,7 @@ def _joined(pieces: Iterator[tuple[int, list[list[Any]]]]) -> Iterator[list[list
 
 
 def _rows_at_once(longest: int) -> int:
-    """How many rows to unpack at a time, where each may be the longest value of a dictionary, in bytes."""
+    """Return the number of rows to unpack at a time if each may have a dictionary's longest value (bytes)."""
     return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // max(longest, 1)))
 
 
@@ -318,7 +318,7 @@ def refuse_foreign(name: str, beginning: bytes) -> None:
     """Raise an error if the first bytes of an unpacked file are not JSON lines.
 
     Raises:
-        UserError: the kind of the file, and what to do.
+        UserError: the file has another format; the message gives its kind, and what to do.
     """
     kind = kind_of(beginning)
     if kind is not None:

@@ -1,4 +1,4 @@
-"""The processing of a chunk in a worker: parse, check, tokenize, pack; or give the reason for a rejection."""
+"""Process a chunk in a worker: parse, check, tokenize, pack; or give the reason for a rejection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_lrpath.tokenizers.encoders import Encoder, TextError
 
 type Texts = list[str]  # one document of one key: its text, or its sentences
 PR_SET_PDEATHSIG = 1
-NAMED_KEYS, NAMED_KEYS_LENGTH = 6, 80  # of a document without the key, in the message
+NAMED_KEYS, NAMED_KEYS_LENGTH = 6, 80  # keys of a document without the wanted key, in the message
 decoder = json.JSONDecoder()
 
 
@@ -185,7 +185,7 @@ class Worker:
 
 
 def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | Rejected]:
-    """Return the texts of each key of each document of a chunk, or the reason for a rejection (`Empty`: no
+    """Yield the texts of each key of each document of a chunk, or the reason for a rejection (`Empty`: no
     text).
     """
     rows = map(list, zip(*chunk.rows, strict=True)) if chunk.rows is not None else None
@@ -231,7 +231,7 @@ def _texts(key: str, value: Any, options: DocumentOptions) -> Texts:
 
 
 def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Rejected]:
-    """Return the values of the keys on each line."""
+    """Yield the values of the keys on each line, or the reason for a rejection."""
     try:
         texts: list[Any] = lines.decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -292,7 +292,7 @@ class WorkerProcess:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before that took effect
+        if os.getppid() != parent:  # the parent ended before that took effect
             leave_at_once(FAILED)
 
     @classmethod

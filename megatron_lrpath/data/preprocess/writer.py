@@ -30,7 +30,7 @@ WRITE_BLOCK = 1 << 18  # entries of the index held in memory at a time
 
 
 def optimal_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Megatron's rule: two bytes per token below 65,500 entries, else four."""
+    """Return the type of tokens by Megatron's rule: two bytes below 65,500 entries, otherwise four."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
@@ -49,11 +49,11 @@ class PairWriter:
         self.sequences = 0
         self.tokens = 0
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        # all stay open: the index is written from the spools, and the first is the lock
+        # all stay open: the index is written from the buffer files, and the first is the lock
         self._lengths = open_locked(self.path(".lengths") + PARTIAL, self.prefix)
         self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
         self._bin = Path(self.path(".bin") + PARTIAL).open("wb")  # noqa: SIM115
-        self._hashes: BinaryIO | None = None  # of the documents, where they are given
+        self._hashes: BinaryIO | None = None  # of the sequences, if they are given
 
     def path(self, ending: str) -> str:
         return self.prefix + ending
@@ -64,7 +64,7 @@ class PairWriter:
         """Add documents.
 
         `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document; `hashes`:
-        of each sequence. Raises `OverflowError` if an id does not fit the dataset's type.
+        of each sequence. Raise `OverflowError` if an id does not fit the dataset's type.
         """
         if tokens.dtype != self.dtype and tokens.size:
             limits = np.iinfo(self.dtype)
@@ -103,11 +103,11 @@ class PairWriter:
 
     @property
     def has_hashes(self) -> bool:
-        """Whether hashes were added."""
+        """Return whether hashes were added."""
         return self._hashes is not None
 
     def hash_blocks(self) -> Iterator[Hashes]:
-        """The hashes added so far."""
+        """Yield the hashes added so far, block by block."""
         if self._hashes is not None:
             self._hashes.flush()
             self._hashes.seek(0)

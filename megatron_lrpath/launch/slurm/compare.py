@@ -30,7 +30,7 @@ class Decision:
 
     @property
     def is_new(self) -> bool:
-        """Whether sbatch is called for it."""
+        """Return whether sbatch is called for it."""
         return self.action in (SUBMIT, REPLACE, EXTEND)
 
 

@@ -48,7 +48,7 @@ from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
 PREFLIGHT_SECONDS = 600.0
-EARLY_SECONDS = 90  # Slurm's signal comes up to 60 s before its time
+EARLY_SECONDS = 90  # Slurm's signal arrives up to 60 s early
 PREFLIGHT = "megatron_lrpath.launch.preflight"
 
 
@@ -128,7 +128,7 @@ class JobStart:
 
     @classmethod
     def of(cls, spec: Spec, asked: StopRequest) -> JobStart:
-        """Return the start of a spec in the job of this process. Raises UserError if the plan no longer has
+        """Return the start of a spec in the job of this process. Raise UserError if the plan no longer has
         its run.
         """
         pinned = current(Path(spec.plan))
@@ -271,7 +271,7 @@ class TrainingStart:
         if spec.preflight:
             needed = checkpoint_bytes(start.plan, start.task.run)
             argv = ["--device", spec.device, "--needed", str(needed), "--write", str(found)]
-            if not start.task.run.is_sft:  # a fine-tuning takes no more than what it starts from
+            if not start.task.run.is_sft:  # a fine-tuning needs only the checkpoint that it starts from
                 argv += ["--plan", str(start.pinned), "--arguments", json.dumps(spec.arguments)]
             argv += ["--", start.plan.data.slices, str(start.task.folder), spec.folder]
             status = steps.run(PREFLIGHT, argv, lambda: None, PREFLIGHT_SECONDS)
@@ -312,7 +312,7 @@ class TrainingStart:
     def judge(self, status: int) -> tuple[str, failure.Failure | None]:
         """Return how this start ended (complete, saved or failed) and why it failed, from srun's status.
 
-        Effects of the request to stop are no failure: a process that the signal ended during its start, or
+        Effects of the request to stop are not failures: a process that the signal ended during its start, or
         ranks that miss a rank that has left.
         """
         steps, asked = self.steps, bool(self.start.asked.received)
@@ -367,8 +367,8 @@ def leave(how: str, number: int) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run `job.py SPEC`; a user's error is one message and status 2, and holds the jobs that wait for this
-    one.
+    """Run `job.py SPEC`; report a user's error in one message with status 2, and hold the jobs that wait for
+    this one.
     """
     try:
         spec = Spec.read(Path(argv[0]))
@@ -382,7 +382,7 @@ def main(argv: list[str]) -> int:
         return 1
     asked = StopRequest(ledger.signals_file(place.number, place.start))
     if spec.kind == REPORT:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it has nothing to save, and ends soon
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a report has nothing to save, and ends soon
         return report(spec)
     asked.watch()
     try:

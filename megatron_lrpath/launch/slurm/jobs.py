@@ -1,4 +1,4 @@
-"""The graph of jobs that plans come to, and what sbatch gets of each: options, a batch script, its data."""
+"""Build the graph of the jobs of plans, and what sbatch gets of each: options, a batch script, its data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they
 
 @dataclass(frozen=True)
 class Wait:
-    """What a job waits for: the end of job `key`, or its training's checkpoint of `step` while that continues."""
+    """A condition of a job: the end of job `key`, or with `step` only its training's checkpoint of it."""
 
     key: str
     step: int | None = None
@@ -84,9 +84,9 @@ def plan_jobs(
     run: str | None = None,
     extra: Sequence[str] = (),
 ) -> list[Job]:
-    """The jobs of a plan's paradigms (with `run`: of that run and its ancestors), each after what it waits for.
+    """Return the jobs of a plan's paradigms (or of `run` and its ancestors), each after those it needs.
 
-    `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
+    `extra` are Megatron arguments for every training. Raise UserError if the nodes do not fit the plan.
     """
     plan = submitted.plan
     prepared = plan.prepared_record() if plan.sft is not None else None
@@ -108,10 +108,10 @@ def plan_jobs(
 def task_jobs(
     tasks: Sequence[tuple[SubmittedPlan, Task]], settings: Settings, extra: Sequence[str] = ()
 ) -> list[Job]:
-    """A job for every training, main paths first, then one for the evaluation of every version.
+    """Return a job for every training, main paths first, then one for the evaluation of every version.
 
-    With equal priorities the queue then never lets an update delay the next.
-    Raises UserError where the nodes do not fit a plan.
+    With equal priorities the queue then never lets an update delay the next. Raise UserError if the nodes do
+    not fit a plan.
     """
     ordered = sorted(tasks, key=lambda pair: pair[1].run.makes_version)
     every = {task.key: task for _, task in tasks}
@@ -130,9 +130,9 @@ def task_jobs(
 
 
 def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[str]) -> Allocation:
-    """Where a training runs; a fine-tuning, whose batch is its own, on as many of the nodes as share it out.
+    """Return the allocation of a training; a fine-tuning gets as many of the nodes as its own batch allows.
 
-    Raises UserError where no number of nodes fits.
+    Raise UserError if no number of nodes fits.
     """
     left = sizes_left([task])
     most = allocate(
@@ -150,9 +150,9 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
 
 
 def evaluation_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[str]) -> Allocation:
-    """Where an evaluation runs: on as few nodes as hold the model.
+    """Return the allocation of an evaluation: the fewest nodes that hold the model.
 
-    Raises UserError where the plan's arguments need a GPU, and evaluations get none.
+    Raise UserError if the plan's arguments need a GPU, but evaluations have none.
     """
     device = settings.device_of("eval")
     if device != settings.device:
@@ -165,7 +165,7 @@ def evaluation_place(plan: Plan, task: Task, settings: Settings, extra: Sequence
 
 
 def plan_of(plan: Plan, task: Task) -> Plan:
-    """The plan with the batch and the Megatron arguments that this training has."""
+    """Return the plan with the batch and the Megatron arguments of this training."""
     if not task.run.is_sft:
         return plan
     versions = tuple(replace(version, global_batch_size=None) for version in plan.versions)
@@ -173,7 +173,7 @@ def plan_of(plan: Plan, task: Task) -> Plan:
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
-    """The job that writes the report after all evaluations among `jobs`."""
+    """Return the job that writes the report after all evaluations among `jobs`."""
     waits = tuple(Wait(job.key) for job in jobs if job.kind == "eval")
     single = Allocation(1, 1, Layout(1, 1), ())
     return Job(REPORT, "report", single, jobs[0].submitted, waits, page=page, subject=subject)
@@ -194,12 +194,13 @@ REPORT_CORES = 2
 
 @dataclass(frozen=True)
 class Spec:
-    """Return the settings of the program in the job. `folder` is OUTPUT/slurm.
+    """The settings of the program in the job. `folder` is OUTPUT/slurm.
 
-    `plan` is the copy submitted last; for a report the file that it is made for.
+    `plan` is the last submitted copy; for a report, the file that it is made for.
 
-    `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank;
-    `signal_seconds` how long before the time limit the job is asked to stop; `notify` the user's command, if any.
+    `arguments` are Megatron's; `srun`: options of each srun; `python`: the command for Python on a rank;
+    `signal_seconds`: how long before the time limit the job is asked to stop; `notify`: the user's command,
+    or empty.
     """
 
     key: str
@@ -218,7 +219,7 @@ class Spec:
 
     @classmethod
     def read(cls, path: Path) -> Spec:
-        """The spec in a file that `lrpath submit` wrote; raises UserError."""
+        """Return the spec in a file that `lrpath submit` wrote. Raise UserError if it cannot be read."""
         try:
             return build(cls, read_object(path))
         except (OSError, ValueError) as error:
@@ -227,7 +228,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class JobFiles:
-    """A job ready for submission: options of sbatch, the script's and the spec's text and where they go."""
+    """A job ready for submission: options of sbatch, the script's and the spec's text and their paths."""
 
     options: tuple[str, ...]
     script: str
@@ -237,9 +238,9 @@ class JobFiles:
 
 
 def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
-    """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
+    """Return the files of a job of the plan or experiment `name`, not written; `folder` is OUTPUT/slurm."""
     folder = Path(os.path.abspath(folder))
-    if any(ord(character) < 32 for character in str(folder)):  # Slurm's line-wise answers could not name it
+    if any(ord(character) < 32 for character in str(folder)):  # impossible in Slurm's answers
         raise UserError(
             f"{str(folder)!r}: control characters are not allowed in the name of an output folder"
         )
@@ -257,7 +258,7 @@ def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequ
 
 
 def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Spec:
-    """The data of a job."""
+    """Return the data of a job."""
     srun, python = launcher(job.plan, settings, settings.gpus_of(job.kind) > 0)
     run = job.task.run if job.task else None
     return Spec(
@@ -278,9 +279,9 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
 
 
 def launcher(plan: Plan, settings: Settings, gpus: bool) -> tuple[list[str], list[str]]:
-    """(options of srun, the command that is Python) that bring a rank into its container, if there is one.
+    """Return (options of srun, the command for Python) that start a rank, in its container if there is one.
 
-    `gpus`: whether the rank uses one.
+    `gpus`: whether the rank uses a GPU.
     """
     if settings.container is None:
         return [], [settings.python or sys.executable]
@@ -295,7 +296,7 @@ def launcher(plan: Plan, settings: Settings, gpus: bool) -> tuple[list[str], lis
 
 
 def default_mounts(plan: Plan) -> list[str]:
-    """SOURCE:TARGET of the working directory, the data and the output, each under its own name."""
+    """Return SOURCE:TARGET of the working directory, the data and the output, each with equal paths."""
     folders = [os.getcwd(), os.path.abspath(plan.data.slices), os.path.abspath(plan.output)]
     root = package_root()
     folders += [str(root)] if root else []
@@ -306,7 +307,7 @@ def default_mounts(plan: Plan) -> list[str]:
 
 
 def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> list[str]:
-    """The options of sbatch but for the dependency. On its command line no variable overrides them."""
+    """Return sbatch's options except the dependency. On its command line no variable overrides them."""
     place = job.allocation
     options = [
         f"--job-name={name}.{job.name}",
@@ -335,16 +336,16 @@ def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> lis
 
 
 def log_option(folder: Path, job: Job) -> str:
-    """The job's log as sbatch takes it: a pattern, in which %j is the job's number.
+    """Return the path of the job's log for sbatch: a pattern, in which %j is the job's number.
 
-    A folder with % or backslash in its name cannot be written as a pattern: there the script redirects its
+    A folder with % or backslash in its name cannot be written as a pattern: for it the script redirects its
     output itself, and only Slurm's own messages on the job are lost.
     """
     return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
 
 
 def script_text(name: str, job: Job, settings: Settings, spec: Spec, spec_file: Path) -> str:
-    """The batch script: sbatch's options, what it comes to, and the program. Every path in it is one quoted word."""
+    """Return the batch script: sbatch's options, comments, the program. Each path is one quoted word."""
     folder = spec_file.parents[1]
     lines = ["#!/bin/bash", f"# {comment_text(f'{job.key} of {name}; written by `lrpath submit`.')}"]
     lines += [f"#SBATCH {directive(option)}" for option in sbatch_options(name, job, settings, folder)]
@@ -370,7 +371,7 @@ def script_text(name: str, job: Job, settings: Settings, spec: Spec, spec_file: 
 
 
 def directive(option: str) -> str:
-    """An option as a word of an #SBATCH line, whose quoting is not the shell's: \\ escapes within quotes, too."""
+    """Quote an option for an #SBATCH line, unlike the shell: \\ escapes within quotes, too."""
     if re.fullmatch(r"[\w@%+=:,./-]+", option):
         return option
     return '"' + re.sub(r"([\"'#\\])", r"\\\1", option) + '"'
@@ -394,13 +395,13 @@ def about_job(job: Job, spec: Spec) -> list[str]:
 
 
 def srun_command(spec: Spec, logs: Path, module: str, argv: Sequence[str]) -> list[str]:
-    """The srun that runs a module on every rank, each with a log in the folder `logs`."""
+    """Return the srun that runs a module on every rank, each with a log in the folder `logs`."""
     command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *spec.srun]
     return [*command, *spec.python, "-m", RANK_MODULE, str(logs), module, *argv]
 
 
 def rank_command(spec: Spec, plan: str, key: str) -> tuple[str, list[str]]:
-    """(module, arguments) of the training, or of the evaluation of the run `key`, by the plan in this file."""
+    """Return (module, arguments) of the training, or the evaluation of `key`, by the plan in this file."""
     if spec.kind == "eval":
         return EVALUATION, ["--plan", plan, "--runs", key, "--device", spec.device, *spec.arguments]
     argv = ["--plan", plan, "--paradigm", spec.paradigm, "--run", spec.run, "--device", spec.device]
@@ -408,12 +409,12 @@ def rank_command(spec: Spec, plan: str, key: str) -> tuple[str, list[str]]:
 
 
 def report_command(subject: str) -> list[str]:
-    """The command of the report's job."""
+    """Return the command of the report's job."""
     return [sys.executable, "-m", "megatron_lrpath.cli", "report", subject]
 
 
 def signal_traps(folder: Path) -> list[str]:
-    """Lines that note a signal in a file: the program that reads it takes a moment to start, and misses none."""
+    """Return lines that record signals in a file, so that the program, which starts later, misses none."""
     start = '"$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'  # as in `Ledger.signals_file`
     file = f"{shlex.quote(str(folder / SIGNALS))}/{start}"
     return [f"trap {shlex.quote(f'echo {name} >>{file}')} {name}" for name in ("USR2", "TERM")]

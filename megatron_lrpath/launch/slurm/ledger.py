@@ -21,7 +21,7 @@ from megatron_lrpath.reading import build, parse_json, read_object, why
 from megatron_lrpath.runs.folder import OutputFolder
 
 SIGNALS = "signals"
-MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
+MARK = "lrpath: "  # prefix of the comment of a job that was held or stopped for a reason
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Ledger:
 
     @classmethod
     def of(cls, output: str) -> Ledger:
-        """The ledger of the plan with this output."""
+        """Return the ledger of the plan with this output."""
         return cls(OutputFolder(Path(output)).slurm)
 
     @property
@@ -60,7 +60,7 @@ class Ledger:
         return self.folder / "jobs.json"
 
     def entries(self) -> list[SubmittedJob]:
-        """All entries, oldest first; none before the first submission. UserError where the file is damaged."""
+        """Return all entries, oldest first; [] without a file. Raise UserError if the file is damaged."""
         try:
             rows = read_object(self.file)["jobs"]
             return [build(SubmittedJob, row) for row in rows]
@@ -78,15 +78,15 @@ class Ledger:
         atomic_write_json(self.file, {"jobs": rows})
 
     def newest(self) -> dict[str, SubmittedJob]:
-        """The last entry of every key."""
+        """Return the last entry of every key."""
         return {entry.key: entry for entry in self.entries()}
 
     def attempts_file(self, number: int) -> Path:
-        """Where a job notes how each of its starts ended."""
+        """Return the file in which a job records the end of each of its starts."""
         return self.folder / "attempts" / f"{number}.jsonl"
 
     def signals_file(self, number: int, start: int) -> Path:
-        """Where the batch script of a job's start notes the signals that it receives."""
+        """Return the file in which the batch script of a job's start records the signals that it receives."""
         return self.folder / SIGNALS / f"{number}-{start}"
 
     def cancel_mark(self, number: int) -> Path:
@@ -99,9 +99,9 @@ class Ledger:
 
 
 def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[SubmittedJob]:
-    """Return the entries that wait for job `number`, directly or indirectly, nearest first."""
+    """Yield the entries that wait for job `number`, directly or indirectly, nearest first."""
     seen = {number}
-    for entry in entries:  # what an entry waits for was submitted before it
+    for entry in entries:  # an entry is submitted after those that it waits for
         if seen.intersection(entry.depends):
             seen.add(entry.number)
             yield entry
@@ -116,9 +116,9 @@ class SubmittedPlan:
 
     @classmethod
     def of(cls, path: Path, data: str | None = None, output: str | None = None) -> SubmittedPlan:
-        """The plan in `path`, with its data and its output elsewhere if they are given.
+        """Return the plan in `path`, with other folders for data and output if they are given.
 
-        `data` is a folder with `tokenizer.model` (where the plan has a file for it) and `slices/`.
+        `data` is a folder with `tokenizer.model` (if the plan has a file for it) and `slices/`.
         """
         return cls.moved(load_plan(path), path.read_bytes(), data, output)
 
@@ -126,7 +126,7 @@ class SubmittedPlan:
     def moved(
         cls, plan: Plan, text: bytes, data: str | None = None, output: str | None = None
     ) -> SubmittedPlan:
-        """The same of a plan and its text."""
+        """Return the same for a plan and its text."""
         if data is None and output is None:
             return cls(plan, text)
         changes: dict[tuple[str, ...], str | list[str]] = {}
@@ -154,7 +154,7 @@ class SubmittedPlan:
 
     @property
     def latest(self) -> Path:
-        """The copy of the last submission under a name that stays."""
+        """The copy of the last submission under a permanent name."""
         return OutputFolder(Path(self.plan.output)).slurm / "plan.yaml"
 
     def write(self) -> None:
@@ -212,7 +212,7 @@ def _scalar(text: str) -> yaml.ScalarNode:
     return yaml.ScalarNode("tag:yaml.org,2002:str", text, style='"')
 
 
-SAME_CHECKPOINT = 3  # starts from one checkpoint without a newer one, after which we give up
+SAME_CHECKPOINT = 3  # starts from one checkpoint without a newer one, after which the job stops
 
 COMPLETE, SAVED, FAILED = "complete", "saved", "failed"
 REQUEUE, STOP = "requeue", "stop"
@@ -240,7 +240,7 @@ class Attempt:
     stopped: str = ""
 
     def said(self, last_step: int) -> str:
-        """How it ended, for people; `last_step` is the run's."""
+        """Return how the start ended, as text for users; `last_step` is the run's."""
         if self.ending == COMPLETE:
             return f"complete at step {last_step}"
         if self.ending == FAILED:
@@ -261,7 +261,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Return the next action: complete, requeue, or stop; `reason` is why it stops."""
+    """The next action: complete, requeue, or stop; `reason`: why it stops."""
 
     action: str
     reason: str = ""
@@ -296,7 +296,7 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
 
 
 def read_attempts(path: Path) -> list[Attempt]:
-    """The attempts noted in a file, oldest first; a line that was cut off is left out."""
+    """Return the attempts recorded in a file, oldest first; an incomplete line is skipped."""
     found: list[Attempt] = []
     with suppress(OSError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

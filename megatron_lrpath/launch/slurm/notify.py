@@ -1,4 +1,4 @@
-"""A command of the user's that a job calls when it has failed for good, and when the report is written."""
+"""Call the user's command when a job has failed permanently, and when the report is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LONGEST_SECONDS = 60.0
 
 
 def notify(command: Sequence[str], event: str, key: str, text: str) -> None:
-    """Call `command EVENT JOB TEXT` (no shell), unless it is empty; that it fails changes nothing of the job."""
+    """Call `command EVENT JOB TEXT` (no shell), unless it is empty; if it fails, only print that."""
     if not command:
         return
     try:

@@ -1,4 +1,4 @@
-"""Slurm's commands as functions: arguments go as lists, so that nothing in them is code to a shell."""
+"""Call Slurm's commands with lists of arguments, so that a shell interprets nothing in them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ALIVE = frozenset((
     "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 ))  # fmt: skip
 TIMEOUT_SECONDS = 60.0
-PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
+PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between retries if the controller does not answer
 _BUSY = ("timed out", "Unable to contact", "Connection refused", "temporarily", "try again")
 SUBMITTED = "submitted"  # an argument of every script that `submit` submits; the script does not read it
 _SEPARATOR = "\x1f"
 
 
 class SlurmError(UserError):
-    """A command of Slurm's failed; the text is what it printed."""
+    """A failed command of Slurm; the text is its output."""
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue, as squeue prints it. `script` is the file that was submitted, with its argument."""
+    """A job in the queue, as printed by squeue. `script` is the submitted file with its argument."""
 
     number: int
     state: str
@@ -40,18 +40,18 @@ class QueuedJob:
 
     @property
     def by_hand(self) -> bool:
-        """Whether a user has called sbatch with the script, instead of `submit`."""
+        """Return whether a user has called sbatch with the script, instead of `submit`."""
         return not self.script.endswith(f" {SUBMITTED}")
 
 
 def submit(options: Sequence[str], script: Path) -> int:
-    """`sbatch` with these options; the job's number."""
+    """Call sbatch with these options; return the job's number."""
     output = call("sbatch", "--parsable", *options, str(script), SUBMITTED, tries=1)
     return int(output.strip().splitlines()[-1].partition(";")[0])
 
 
 def queue() -> dict[int, QueuedJob]:
-    """The user's jobs that are waiting or running."""
+    """Return the user's jobs that are pending or running, by number."""
     fields = _SEPARATOR.join(["%A", "%T", "%r", "%M", "%N", "%o", "%k"])
     rows = call("squeue", "--me", "--noheader", "--format", fields).splitlines()
     jobs = {}
@@ -65,8 +65,8 @@ def queue() -> dict[int, QueuedJob]:
 def may_be_requeued(number: int) -> bool:
     """Return whether a job that has saved may be requeued: it is running, or has just reached its time limit.
 
-    A cancelled job shows COMPLETING and must not be requeued. A job that Slurm itself requeues (after a preemption
-    or a node failure) shows COMPLETING or PENDING too.
+    A cancelled job has the state COMPLETING and must not be requeued. A job that Slurm itself requeues (after
+    a preemption or a node failure) has the state COMPLETING or PENDING.
     """
     about = show("job", str(number))
     used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
@@ -75,7 +75,7 @@ def may_be_requeued(number: int) -> bool:
 
 
 def seconds_left(number: int) -> float | None:
-    """Seconds to a job's time limit; None where it has none, or where Slurm does not answer."""
+    """Return the seconds to a job's time limit; None if it has no limit, or Slurm does not answer."""
     try:
         about = show("job", str(number))
     except UserError:
@@ -85,13 +85,13 @@ def seconds_left(number: int) -> float | None:
 
 
 def show(kind: str, name: str) -> dict[str, str]:
-    """Return the fields that `scontrol show` prints for a job or node; values are cut off at their first space."""
+    """Return the fields that `scontrol show` prints for a job or node; values end at their first space."""
     fields = call("scontrol", "show", kind, "--oneliner", name).split()
     return {name: value for name, joined, value in (part.partition("=") for part in fields) if joined}
 
 
 def clock_seconds(text: str) -> int | None:
-    """Seconds of Slurm's `[D-]HH:MM:SS`, None for UNLIMITED and the like."""
+    """Return the seconds of Slurm's `[D-]HH:MM:SS`, None for UNLIMITED and the like."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
     if len(parts) != 3 or not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
@@ -101,18 +101,18 @@ def clock_seconds(text: str) -> int | None:
 
 
 def forget_dependency(number: int) -> None:
-    """Let a waiting job start now."""
+    """Remove a pending job's dependencies, so that it can start now."""
     call("scontrol", "update", f"JobId={number}", "Dependency=")
 
 
 def wait_for(numbers: Sequence[int], number: int) -> None:
-    """Let a waiting job start once all these have ended, however; at once where there are none."""
+    """Let a pending job start after all these jobs have ended in any way; now if there are none."""
     waited = f"afterany:{':'.join(map(str, numbers))}" if numbers else ""
     call("scontrol", "update", f"JobId={number}", f"Dependency={waited}")
 
 
 def hold(number: int, reason: str) -> None:
-    """Keep a waiting job from starting and write the reason into its comment."""
+    """Hold a pending job and write the reason into its comment."""
     set_comment(number, reason)
     call("scontrol", "uhold", str(number))
 
@@ -135,10 +135,10 @@ def ask_to_save(number: int) -> None:
 
 
 def call(*argv: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
-    """Return the output of a command. Raises `SlurmError` if it fails, after `tries` tries if the controller
+    """Return the output of a command. Raise `SlurmError` if it fails, after `tries` tries if the controller
     is busy.
     """
-    # what Slurm set for a job that this process runs in would be options of another
+    # Slurm's variables of the job of this process would be options of another job
     kept = {name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"}
     environment, answered = {name: os.environ[name] for name in kept}, ""
     for wait in (0.0, *PATIENCE_SECONDS)[:tries]:

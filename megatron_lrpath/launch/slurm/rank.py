@@ -1,5 +1,5 @@
-"""The program that srun starts for each rank: `FOLDER MODULE ARGUMENTS…` sets torch's variables from Slurm's
-and runs MODULE.
+"""Run MODULE on a rank as started by srun: `FOLDER MODULE ARGUMENTS…` sets torch's variables from Slurm's
+first.
 
 All output of the rank goes to `FOLDER/rank-<n>.log`. The module runs in a child of the process that srun
 started, which waits for it and records its end, because no other process gets the signal that killed a
@@ -35,7 +35,7 @@ LEAVING_SECONDS = 3.0  # for a rank that has nothing to save yet
 def main(argv: list[str]) -> None:
     """Run the module as this rank, and end in the same way."""
     folder, module, *arguments = argv
-    # Asked to stop before the training can save: nothing is lost by leaving. The training puts its own in place.
+    # If asked to stop before the training can save, leaving loses nothing. The training replaces the handler.
     for number in PASSED_ON:
         signal.signal(number, lambda *_: leave_at_once(SAVED_AND_STOPPED))
     variables = torch_variables(os.environ)
@@ -107,7 +107,7 @@ class Watch:
             os.kill(self.child, number)
         if not self.asked:
             self.asked = True
-            with suppress(OSError):  # a full disk: it is asked again, no more
+            with suppress(OSError):  # a full disk: it is asked again, with no effect
                 confirmation(self.folder, self.rank).touch()
 
     def kill_unless_begun(self) -> None:
@@ -120,7 +120,7 @@ class Watch:
 def end_as(status: int) -> None:
     """End this process with the child's exit status, or by the signal that killed the child."""
     if status < 0:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core is the one to look at
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the useful core is the child's
         with suppress(OSError):  # SIGKILL and SIGSTOP have no handler
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

@@ -83,40 +83,40 @@ class Settings:
 
     @property
     def per_node(self) -> int:
-        """Processes of a training's node."""
+        """Number of processes on a training's node."""
         return self.per_node_of("train")
 
     @property
     def device(self) -> str:
-        """What the training runs on, as its --device."""
+        """The --device of a training."""
         return self.device_of("train")
 
     def gpus_of(self, kind: str) -> int:
-        """GPUs of a node that a job of this kind (train, eval, report) takes."""
+        """Return the number of GPUs of a node for a job of this kind (train, eval, report)."""
         if kind == "report":
             return 0
         return self.gpus_per_node if kind == "train" or self.eval_gpus is None else self.eval_gpus
 
     def per_node_of(self, kind: str) -> int:
-        """Processes of a node in a job of this kind."""
+        """Return the number of processes on a node in a job of this kind."""
         return self.gpus_of(kind) or self.tasks_per_node
 
     def device_of(self, kind: str) -> str:
-        """The --device of a job of this kind."""
+        """Return the --device of a job of this kind."""
         return "cuda" if self.gpus_of(kind) else "cpu"
 
     def memory_of(self, kind: str) -> str | None:
-        """Memory of a node in a job of this kind; None: the site's default."""
+        """Return the memory of a node in a job of this kind; None: the site's default."""
         if kind == "report":
             return None
         return (self.eval_memory if kind == "eval" else None) or self.memory
 
     def sbatch_of(self, kind: str) -> tuple[str, ...]:
-        """Further options of sbatch for a job of this kind."""
+        """Return further options of sbatch for a job of this kind."""
         return self.sbatch if kind == "train" or self.short_sbatch is None else self.short_sbatch
 
     def time_of(self, kind: str) -> str | None:
-        """The time limit of a job of this kind (train, eval, report); None: the partition's."""
+        """Return the time limit of a job of this kind (train, eval, report); None: the partition's."""
         own = {"eval": self.eval_time, "report": self.report_time}.get(kind)
         if own or self.time is None or kind not in LONGEST:
             return own or self.time
@@ -124,7 +124,7 @@ class Settings:
         return LONGEST[kind] if limit is None or limit > (limit_seconds(LONGEST[kind]) or 0) else self.time
 
     def partition_of(self, kind: str) -> str | None:
-        """The partition of a job of this kind; None: the site's default."""
+        """Return the partition of a job of this kind; None: the site's default."""
         evaluation = self.eval_partition or self.partition
         if kind == "train":
             return self.partition
@@ -133,12 +133,12 @@ class Settings:
         return self.report_partition or (self.partition if self.gpus_of("eval") else evaluation)
 
 
-LONGEST = {"eval": "4:00:00", "report": "30"}  # without a setting of their own, as sbatch takes it
-START_SECONDS = 120  # least time from a training's start to its signal, which may come a minute early
+LONGEST = {"eval": "4:00:00", "report": "30"}  # time limits without a setting, in sbatch's format
+START_SECONDS = 120  # least time from a training's start to its signal, which may arrive a minute early
 
 
 def limit_seconds(text: str) -> int | None:
-    """Seconds of a time limit as sbatch takes it (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit."""
+    """Return the seconds of a time limit (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None: no limit."""
     days, dash, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if dash:
@@ -152,7 +152,7 @@ def limit_seconds(text: str) -> int | None:
 
 
 def check_limit(settings: Settings) -> None:
-    """Raises UserError where a training would be asked to stop before it could train a step."""
+    """Raise UserError if a training would be asked to stop before it could train a step."""
     limit = limit_seconds(settings.time) if settings.time else None
     if limit is not None and limit < settings.signal_seconds + START_SECONDS:
         raise UserError(
@@ -165,7 +165,7 @@ def check_limit(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of `Settings` as the user gives it."""
+    """One field of `Settings` as set by the user."""
 
     name: str
     kind: str
@@ -173,12 +173,12 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """Its name in the settings file."""
+        """Return its name in the settings file."""
         return PREFIX + self.name.upper()
 
     @property
     def option(self) -> str:
-        """Its name on the command line."""
+        """Return its name on the command line."""
         return "--" + self.name.replace("_", "-")
 
 
@@ -186,10 +186,10 @@ SETTINGS = tuple(Setting(one.name, **one.metadata) for one in fields(Settings))
 
 
 def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:
-    """The settings of a file (none: all defaults) with the options of the command line on top.
+    """Return the settings of a file (None: the defaults), overridden by the options of the command line.
 
-    `options` maps names to text, None for those that are not given.
-    Raises UserError, `FILE:LINE: …`, for what is not a setting or has no sense.
+    `options` maps names to text, or to None if they are not given. Raise UserError, `FILE:LINE: …`, for an
+    unknown setting or an invalid value.
     """
     values: dict[str, Any] = {}
     by_variable = {setting.variable: setting for setting in SETTINGS}
@@ -213,7 +213,7 @@ def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:
 
 
 def within_job(settings: Settings, environment: Mapping[str, str]) -> Settings:
-    """The settings of a submission from within a job (a recipe under sbatch): its partition and account.
+    """Return the settings of a submission from a job (a recipe under sbatch), with its partition and account.
 
     Settings that name one override it.
     """
@@ -223,7 +223,7 @@ def within_job(settings: Settings, environment: Mapping[str, str]) -> Settings:
 
 
 def _assignments(path: Path) -> list[tuple[int, str, str]]:
-    """(line number, name, value) of each assignment: shell syntax, but nothing in it is expanded or run."""
+    """Return (line number, name, value) of each assignment in shell syntax, without expansion."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -244,7 +244,7 @@ def _assignments(path: Path) -> list[tuple[int, str, str]]:
 
 
 def _value(setting: Setting, text: str, where: str) -> Any:
-    """The value that `text` is for the setting."""
+    """Return the value of the setting in `text`. Raise UserError if it is invalid."""
     if setting.kind == "count":
         if not text.isascii() or not text.isdigit() or int(text) > 10**6:
             raise UserError(f"{where}: {text!r} is not a whole number from 0 on")
@@ -252,7 +252,7 @@ def _value(setting: Setting, text: str, where: str) -> Any:
             raise UserError(f"{where}: must be at least 1")
         return int(text)
     if setting.kind == "options":
-        from megatron_lrpath.plan.secrets import secret_problem  # start-up time: the parser reads this module
+        from megatron_lrpath.plan.secrets import secret_problem  # shortens the parser's start-up
 
         try:
             words = tuple(shlex.split(text))

@@ -18,7 +18,7 @@ from megatron_lrpath.runs.results import fresh_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task
 
 AGAIN = "`lrpath submit` again"
-# Slurm's reasons of a waiting job that need an action (docs/cluster.md has a row for each).
+# Slurm's reasons of a pending job that need an action (docs/cluster.md has a row for each).
 REASONS = {
     "DependencyNeverSatisfied": f"the job that it waits for is gone: {AGAIN}",
     "JobHeldUser": "held by you (scontrol hold): scontrol release {number}",

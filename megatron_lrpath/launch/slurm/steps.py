@@ -20,9 +20,9 @@ from megatron_lrpath.launch.slurm.stop import StopRequest, block_usr2
 from megatron_lrpath.plan.secrets import hide_values
 from megatron_lrpath.runs import failure
 
-NOTE = "[lrpath "  # begins a line of ours in a log
+NOTE = "[lrpath "  # prefix of this project's lines in a log
 RECORD = "launch.json"  # in the folder of the ranks' logs, for the lineage
-FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
+FIRST_PORT, PORTS = 12000, 20000  # below Linux's ports for outgoing connections
 _RECORDED = ("NCCL_", "UCX_", "FI_", "GLOO_", "CUDA_", "TORCH_", "OMP_", "NVTE_", "OFI_")
 _SLURM = (
     "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_CLUSTER_NAME",
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def has_several_nodes(self) -> bool:
-        """Whether its nodes are given as a list like `n1,n3` or `n[1-4]`."""
+        """Return whether its nodes are given as a list like `n1,n3` or `n[1-4]`."""
         return bool(set(self.nodes) & set(",["))
 
     @property
@@ -163,7 +163,7 @@ class Steps:
 
 _TAIL_BYTES = 64 * 1024
 TIMED_OUT = 124  # the status of a step that was ended after its time
-CACHE_SECONDS = (1.0, 5.0, 30.0)  # NFS may remember for 30 s that a file of another node is not there
+CACHE_SECONDS = (1.0, 5.0, 30.0)  # NFS can hide a new file of another node for 30 s
 
 
 def cause(steps: Steps, status: int) -> failure.Failure:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time limit ahead; the job ends
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # ahead of the time limit; at the end of the job
 LOOK_SECONDS = 0.25
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between a signal that no rank has confirmed and the next
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between an unconfirmed signal and the next
 BY_USR2 = (-signal.SIGUSR2, 128 + signal.SIGUSR2)  # statuses of srun: itself, or a rank, was ended by USR2
-ASKED = ".asked"  # ends the name of the file by which a rank confirms that it was asked
+ASKED = ".asked"  # suffix of the file by which a rank confirms the request
 
 
 def confirmation(folder: Path, rank: int) -> Path:
@@ -61,7 +61,7 @@ class _Step:
 
 
 class StopRequest:
-    """Whether this start of a job was asked to stop.
+    """The request to stop this start of a job, if there was any.
 
     The batch script records its signals in `file`, because this process cannot handle them while it
     starts. A signal to this process itself counts, too.

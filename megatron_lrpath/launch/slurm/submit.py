@@ -27,7 +27,7 @@ from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.tasks import build_tasks, link_aliases, unknown_run
 
-SHOWN = 3  # differences that the message names
+SHOWN = 3  # number of differences in the message
 
 
 def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
@@ -47,13 +47,11 @@ def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
         )
 
 
-Conflict = tuple[
-    str, str, list[str]
-]  # a training of another plan: its key, what there is of it, what differs
+Conflict = tuple[str, str, list[str]]  # a training of another plan: its key, its state, the differences
 
 
 def _begun(plan: Plan) -> Iterator[Conflict]:
-    """Return the trainings in the output that were started under another plan; they would refuse to continue."""
+    """Yield the trainings in the output that were started under another plan; they refuse to continue."""
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
@@ -62,14 +60,14 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
 
 
 def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Conflict]:
-    """Return the trainings with a job whose identity differs between this plan and the one submitted last."""
+    """Yield the trainings with a job whose identity differs between this plan and the one submitted last."""
     try:
         before = load_plan(submitted.latest) if alive and submitted.latest.is_file() else None
     except PlanError:
-        return  # nothing that a job could read
+        return  # no job can read this plan
     if before is None:
         return
-    # a path alone, which --data may have moved; where a training has begun it counts
+    # ignore the path, which --data may have moved; it counts if the training has begun
     tokenizer = replace(submitted.plan.tokenizer, model=before.tokenizer.model)
     plan = replace(submitted.plan, tokenizer=tokenizer)
     for key in alive:
@@ -77,7 +75,7 @@ def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Confli
         try:
             old, new = (run_identity(one, one.run(paradigm, name)) for one in (before, plan))
             changes = differences(old, new)
-        except UserError as error:  # one of them has no such run
+        except UserError as error:  # one of the plans has no such run
             changes = [str(error)]
         if changes:
             yield key, "has a job", changes
@@ -106,7 +104,7 @@ class Submission:
         run: str | None = None,
         extra: Sequence[str] = (),
     ) -> Submission:
-        """Return the submission of a plan's paradigms. Raises UserError for anything that could not work on
+        """Return the submission of a plan's paradigms. Raise UserError for anything that could not work on
         the cluster.
         """
         plan = submitted.plan
@@ -123,7 +121,7 @@ class Submission:
         return job_files(self.name, job, self.settings, self.ledger.folder, self.extra)
 
     def look(self) -> list[Decision]:
-        """Read the queue, if there was any submission, and decide. Raises UserError as `check_outputs`."""
+        """Read the queue, if there was any submission, and decide. Raise UserError as `check_outputs`."""
         entries = self.ledger.entries()
         cluster = Comparison(self.jobs, self.ledger, commands.queue() if entries else {}, entries)
         self.check_outputs(cluster)
@@ -141,7 +139,7 @@ class Submission:
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit the missing jobs; return each job with its number (None: nothing in the queue).
 
-        Raises UserError, before anything is written, if the output belongs to another plan.
+        Raise UserError, before anything is written, if the output belongs to another plan.
         """
         doing = "is submitting this plan now; wait for it"
         with only_one(self.ledger.folder, doing, patience=30, without_locks=True):
@@ -200,10 +198,10 @@ class Submission:
 
 
 def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
-    """End the jobs of the trainings `keys`, with their evaluations and the jobs that wait for them, and print
-    that.
+    """End the jobs of the trainings `keys`, their evaluations and the jobs that wait for them; return each
+    job with what happens to it. Unless `now`, running trainings save first.
 
-    If all jobs end, the report's does, too. Raises UserError if Slurm's commands fail.
+    If all jobs end, the report's also ends. Raise UserError if Slurm's commands fail.
     """
     entries = ledger.entries()
     queue = commands.queue() if entries else {}
@@ -211,7 +209,7 @@ def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Submi
     waiting = [other for entry in chosen for other in dependents(entries, entry.number)]
     numbers = {entry.number for entry in [*chosen, *waiting] if entry.number in queue}
     alive = [entry for entry in entries if entry.number in numbers]
-    for entry in alive:  # before anything ends: a job that ends by itself must not come back
+    for entry in alive:  # before any job ends: a job that ends by itself must not be requeued
         mark = ledger.cancel_mark(entry.number)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -224,7 +222,7 @@ def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Submi
 
 
 def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]:
-    """Return the trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
+    """Return the trainings of a plan's paradigms, or of one run. Raise UserError for an unknown run."""
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
     if len(paradigms) == 1:

@@ -1,4 +1,4 @@
-"""The Megatron arguments of a plan file: names, values and classes are checked; one error lists all problems."""
+"""Check the Megatron arguments of a plan file: names, values and classes; one error lists all problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_arguments(entry: Entry | None) -> dict[str, Any]:
     """Return a mapping of Megatron arguments, with underscores in the keys; values are scalars or lists of
     them.
 
-    Raises PlanError if it is not a mapping; `check_arguments` checks names and values.
+    Raise PlanError if it is not a mapping; `check_arguments` checks names and values.
     """
     if entry is None or entry.value is None:
         return {}
@@ -52,7 +52,7 @@ def check_arguments(
     """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`, of the plan and of
     versions.
 
-    Raises PlanError with all problems, a line each: unknown names, values that the parser rejects,
+    Raise PlanError with all problems, a line each: unknown names, values that the parser rejects,
     arguments that follow from the plan, are refused, or belong to another section.
     """
     of_model = resolve_model(model)
@@ -140,7 +140,7 @@ def _problem(name: str, entry: Entry, reason: Reason) -> str | None:
     values = entry.value
     items = values if isinstance(values, list) else [entry]
     if any(item.value is None or isinstance(item.value, list | dict) for item in items):
-        return None  # no value at all: `read_arguments` reports it
+        return None  # no value: `read_arguments` reports it
     value = [item.value for item in values] if isinstance(values, list) else values
     if said := argument.forms[name].problem(value):
         return said

@@ -1,4 +1,4 @@
-"""Constraints between the keys of a plan: orders, warm-ups, branch points, cycles."""
+"""Check the constraints between the keys of a plan: orders, warm-ups, branch points, cycles."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_adopted(source: Source, plan: Plan) -> None:
 
 
 def _check_batch_sizes(source: Source, plan: Plan) -> None:
-    """Later versions may have larger batches; Megatron's loop takes no smaller one than before."""
+    """Raise PlanError if a version has a smaller batch than before: Megatron's loop does not support that."""
     before, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
     for index, version in enumerate(plan.versions):
         size = version.global_batch_size
@@ -113,7 +113,7 @@ def _check_names(source: Source, plan: Plan) -> None:
 
 
 def _check_saves(source: Source, plan: Plan) -> None:
-    """Megatron saves at multiples of save_interval alone, so it refuses to keep other steps."""
+    """Raise PlanError if a kept step is not a multiple of save_interval: Megatron saves only at multiples."""
     interval = plan.megatron.get("save_interval") or SAVE_INTERVAL
     retained = plan.megatron.get("save_retain_interval")
     if retained and retained % interval:
@@ -184,7 +184,7 @@ def _check_replays(source: Source, plan: Plan) -> None:
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
     if plan.adopted is not None and not plan.adopted.is_imported:
-        return  # its warm-up is over
+        return  # its warm-up is complete
     repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:

@@ -63,10 +63,10 @@ def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
 
 
 def with_key(path: Path, text: str, name: str, value: Mapping[str, Any]) -> str:
-    """The text of the plan `path` with a mapping `name` that it does not have yet, at its end.
+    """Return the text of the plan `path` with a new mapping `name` at its end.
 
     Raises:
-        PlanError: the file is written in a way that this does not understand; with the lines to add by hand.
+        PlanError: the syntax of the file is not supported; with the lines to add by hand.
     """
     newline = "\r\n" if "\r\n" in text else "\n"
     lines = [f"{name}:", *(f"  {key}: {_item(one)}" for key, one in value.items())]
@@ -77,10 +77,10 @@ def with_key(path: Path, text: str, name: str, value: Mapping[str, Any]) -> str:
 
 
 def with_entry(path: Path, text: str, section: str, name: str, value: Any) -> str:
-    """The text of the plan `path` with `name: value` in its mapping `section`, which is added if there is none.
+    """Return the text of the plan `path` with `name: value` in its mapping `section`, added if missing.
 
     Raises:
-        PlanError: the file is written in a way that this does not understand; with the line to add by hand.
+        PlanError: the syntax of the file is not supported; with the line to add by hand.
     """
     before = plain(parse_source(path, text).root)
     if section not in before:
@@ -130,7 +130,7 @@ def without_versions(path: Path, text: str, names: Collection[str], valid: Colle
 
 
 def _edited(path: Path, text: str, edits: Sequence[Edit], wanted: dict[str, Any], by_hand: str) -> str:
-    """Apply the edits to the text. Raises PlanError, with manual instructions, if the result does not equal
+    """Apply the edits to the text. Raise PlanError, with manual instructions, if the result does not equal
     `wanted`.
     """
     changed = text
@@ -241,7 +241,7 @@ def _flow(version: dict[str, Any]) -> str:
 
 
 def _item(value: Any) -> str:
-    """A value, or a list of values, in YAML."""
+    """Return a value, or a list of values, in YAML."""
     return f"[{', '.join(map(_scalar, value))}]" if isinstance(value, list) else _scalar(value)
 
 

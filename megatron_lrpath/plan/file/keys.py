@@ -26,7 +26,7 @@ class Key:
 
     @property
     def required(self) -> bool:
-        """Whether a plan without this key is refused."""
+        """Return whether a plan without this key is refused."""
         return self.default is REQUIRED
 
 
@@ -49,7 +49,7 @@ SEED = whole(1, 2**31 - 1)
 STEPS = whole(1, 10**9)
 RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}
-OBJECT = {"type": "object"}  # with keys of its own, or read by a function of its own
+OBJECT = {"type": "object"}  # with its own keys, or a separate reader
 
 
 TEMPLATES = ("plain", "chatml", "tokenizer")

@@ -1,4 +1,4 @@
-"""From a plan file to a `Plan`: every key is parsed and checked, then the constraints between keys."""
+"""Convert a plan file to a `Plan`: parse and check every key, then the constraints between keys."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from megatron_lrpath.wording import nearest
 def read_mix(entry: Entry | None, seed: int) -> Mix | None:
     """Return the mix of an entry (a plan's or a version's); None if there is none or it names no slice.
 
-    Raises PlanError for shares outside (0, 1), shares that leave nothing for the main path, and a repeated
+    Raise PlanError for shares outside (0, 1), shares that leave nothing for the main path, and a repeated
     slice.
     """
     if entry is None or entry.value is None:
@@ -59,9 +59,9 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
     named = read_mapping(section["slices"])
     if not named:
         if entry.key.startswith("versions"):
-            return None  # takes the plan's mix away from this version
+            return None  # removes the plan's mix from this version
         raise section["slices"].error("names no slice; write them like `curated: 0.2`")
-    parts = [  # 0.1 is a tenth
+    parts = [  # 0.1 is exactly a tenth
         MixPart(name, Fraction(repr(read_value(child, SHARE))), child.place) for name, child in named.items()
     ]
     _check_names(parts, named)
@@ -75,14 +75,14 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
 
 
 def read_replay(entry: Entry | None) -> Replay | None:
-    """A version's replay: a share, or a mapping with `share` and `weights`; None where there is none.
+    """Return a version's replay, from a share or a mapping with `share` and `weights`; None without an entry.
 
-    Raises PlanError for a share outside (0, 1) and for weights that are no whole numbers from 1 on.
+    Raise PlanError for a share outside (0, 1) and for weights that are not integers of at least 1.
     """
     if entry is None or entry.value is None:
         return None
     section = read_section(entry, REPLAY_KEYS) if isinstance(entry.value, dict) else {"share": entry}
-    share = Fraction(repr(read_value(section["share"], SHARE)))  # 0.1 is a tenth
+    share = Fraction(repr(read_value(section["share"], SHARE)))  # 0.1 is exactly a tenth
     weights = section.get("weights")
     if weights is None or weights.value is None:
         return Replay(share)
@@ -110,7 +110,7 @@ _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "meg
 def read_sft(entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...]) -> Sft | None:
     """Return the section, None if there is none; the other arguments are the plan's.
 
-    Raises PlanError like `load_plan`.
+    Raise PlanError like `load_plan`.
     """
     if entry is None or entry.value is None:
         return None
@@ -210,7 +210,7 @@ def _batch(entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
 
-    Raises PlanError, `FILE:LINE: key: problem; what to do`, for the first problem.
+    Raise PlanError, `FILE:LINE: key: problem; what to do`, for the first problem.
     """
     source = read_source(path)
     if source.is_experiment:
@@ -222,7 +222,7 @@ def load_plan(path: Path | str) -> Plan:
 
 
 def plan_from(source: Source) -> Plan:
-    """Return the plan in a parsed file; raises PlanError like `load_plan`."""
+    """Return the plan in a parsed file; raise PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
     values = _read_fields(
         top,

@@ -1,4 +1,4 @@
-"""Changes to a plan by dotted keys: those of an experiment, and those of `--set KEY=VALUE`."""
+"""Change a plan by dotted keys: those of an experiment, and those of `--set KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATH_ARGUMENT = re.compile(r".*[-_](path|file|dir|cfg)|pretrained[-_]checkpoint
 def change(plan: dict[str, Any], key: str, value: Any) -> bool:
     """Set `schedule.max_lr`, `versions[0].cycle_steps.scratch`, `versions.steps` (every version's) …
 
-    None removes the key, so that its default applies; return False if it did not exist. Raises ValueError
+    None removes the key, so that its default applies; return False if it did not exist. Raise ValueError
     for a key that cannot be resolved.
     """
     *way, last = key.split(".")
@@ -88,7 +88,7 @@ class Changed:
 def changed_plan(path: Path, words: Sequence[str], output: str | None = None) -> Changed:
     """Apply these `--set` words to the plan in `path` and check the result; `output` replaces the plan's own.
 
-    Raises PlanError: an error that the file alone would have, too, names its line, others `--set KEY`.
+    Raise PlanError: an error that the file alone would have, too, names its line, others `--set KEY`.
     """
     source = read_source(path)
     if source.is_experiment:
@@ -123,7 +123,7 @@ def changed_plan(path: Path, words: Sequence[str], output: str | None = None) ->
 def read_words(words: Sequence[str]) -> dict[str, Any]:
     """Parse `KEY=VALUE`; VALUE is YAML, an empty value is null.
 
-    Raises PlanError for a word without `=` or with several lines, invalid YAML, and a repeated key.
+    Raise PlanError for a word without `=` or with several lines, invalid YAML, and a repeated key.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -152,7 +152,7 @@ def _absolute_section(key: str, value: Any) -> Any:
         return value
     if key == "data":
         return {name: _from_here(one) for name, one in value.items()}
-    if key == "tokenizer":  # a name of Hugging Face, unless something of that name is here
+    if key == "tokenizer":  # a name of Hugging Face, unless a local file has it
         return value | {"model": _if_here(value["model"])} if value.get("model") else value
     if key == "branch_mix":
         slices = {_from_here(name) if "/" in name else name: share for name, share in value["slices"].items()}

@@ -1,4 +1,4 @@
-"""YAML text as values with their line and key: safe, bounded, without repeated keys or aliases."""
+"""Parse YAML text to values with their line and key: safe, bounded, without repeated keys or aliases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
 _FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
 _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 _NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
-MAX_DIGITS = 400  # of a number; more are text
+MAX_DIGITS = 400  # maximum of a number; more are text
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
@@ -62,7 +62,7 @@ class Source:
 
     @property
     def is_experiment(self) -> bool:
-        """Whether the file names a plan to vary, as experiments do and plans do not."""
+        """Return whether the file names a plan to vary, as experiments do and plans do not."""
         top = self.root.value
         return isinstance(top, dict) and "plan" in top and "versions" not in top
 
@@ -109,7 +109,7 @@ def _alike(old: Any, new: Any) -> bool:
 def read_source(path: Path | str) -> Source:
     """Read a YAML file whose top level is a mapping.
 
-    Raises PlanError with the file and the line: no such file, not UTF-8, too large, invalid YAML, empty, a
+    Raise PlanError with the file and the line: no such file, not UTF-8, too large, invalid YAML, empty, a
     repeated key, and aliases, tags or nesting that plans do not need.
     """
     return parse_source(Path(path), _read_text(Path(path)))
@@ -126,7 +126,7 @@ def parse_source(path: Path, text: str) -> Source:
 
 
 def parse_value(place: str, text: str) -> Any:
-    """Parse one value as after its key in a plan; raises PlanError, which begins with `place`."""
+    """Parse one value as after its key in a plan; raise PlanError, which begins with `place`."""
     node = _composed(Path(place), text)
     return None if node is None else plain(_entry(Path(place), node, 1, ""))
 

@@ -16,7 +16,7 @@ from megatron_lrpath.wording import nearest
 def read_section(entry: Entry, keys: tuple[Key, ...]) -> dict[str, Entry]:
     """Return the entries of a mapping by key.
 
-    Raises PlanError if it is not a mapping, has an unknown key (with the most similar known one), or lacks
+    Raise PlanError if it is not a mapping, has an unknown key (with the most similar known one), or lacks
     a key.
     """
     section = read_mapping(entry)
@@ -32,14 +32,14 @@ def read_section(entry: Entry, keys: tuple[Key, ...]) -> dict[str, Entry]:
 
 
 def read_mapping(entry: Entry) -> dict[str, Entry]:
-    """Return the entries of a mapping; raises PlanError for other values."""
+    """Return the entries of a mapping; raise PlanError for other values."""
     if isinstance(entry.value, dict):
         return entry.value
     raise entry.error(f"must be a mapping, lines of `key: value`, not {described(entry)}")
 
 
 def read_list(entry: Entry) -> list[Entry]:
-    """Return the entries of a list; raises PlanError for other values."""
+    """Return the entries of a list; raise PlanError for other values."""
     if isinstance(entry.value, list):
         return entry.value
     raise entry.error(f"must be a list, not {described(entry)}")
@@ -81,7 +81,7 @@ def read_cycle(entry: Entry | None) -> dict[str, float]:
 
 
 def read_scalar(entry: Entry) -> Scalar:
-    """Return the value of an argument: true, false, a finite number or text; raises PlanError for other
+    """Return the value of an argument: true, false, a finite number or text; raise PlanError for other
     values.
     """
     value = entry.value

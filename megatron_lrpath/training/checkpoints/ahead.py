@@ -42,7 +42,7 @@ class ReadAhead:
             return
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self._sums = {folder / name: Future() for name in disk.share_of(rank, world, sums)}
-        # A daemon: no reason to keep a process that ends for another reason alive.
+        # A daemon, so that it does not keep an ending process alive.
         threading.Thread(target=self._read, name="read ahead", daemon=True).start()
 
     def _read(self) -> None:

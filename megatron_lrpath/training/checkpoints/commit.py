@@ -1,4 +1,4 @@
-"""Saves: a checkpoint is written to a temporary folder, gets a manifest, and is complete when it is renamed; retention.
+"""Save checkpoints: write to a temporary folder, add a manifest, rename to complete; and retention.
 
 Megatron writes to the given folder, which is next to the final one; the rename happens when all ranks have
 written, which is some steps later with asynchronous saves. A failed save leaves no files and does not end
@@ -63,7 +63,7 @@ def shortage(folder: Path, tensor_bytes: int) -> str | None:
 
 
 WRITER_NICE = 10  # as Megatron's persistent writers
-SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
+SUMS = ".sums-"  # + rank: the sums of what each rank wrote, until they are in the manifest
 
 
 class Commits:
@@ -81,7 +81,7 @@ class Commits:
         self.saves = saves
         self.sync_history = sync_history
         self.record_skips = record_skips
-        self._refused: list[OSError] = []  # by the disk, on rank 0, of the checkpoint that is being written
+        self._refused: list[OSError] = []  # of the disk, on rank 0, for the checkpoint that is being written
 
     def save(
         self, write: Callable[..., Any], state: Any, checkpoint_dir: str, *rest: Any, **named: Any
@@ -151,7 +151,7 @@ class Commits:
         step = step_of(final)
         disk.write_manifest(aside, step, collect_sums(aside))
         if final.exists():
-            # What is in it can only be unfinished (complete ones are never written again), or nothing.
+            # An existing folder can only be unfinished (complete ones are never written again), or empty.
             if any(final.iterdir()):
                 disk.set_aside(final.parent, step)
             else:
@@ -167,7 +167,7 @@ def write_failures(aside: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log has their errors
+        ranks = ", ".join(map(str, error.failures))  # only rank 0 has them; the log has their errors
         raise SaveFailedError(f"writing failed on rank {ranks}{left_on(aside)}") from None
     except OSError as error:
         if dist.get_world_size() > 1:
@@ -196,11 +196,11 @@ def write_behind(write: Callable[..., None], aside: str, rank: int, world: int, 
 
 
 def write_and_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
-    """Megatron's writing, then the sums of what it wrote.
+    """Write with Megatron's function, then compute the sums of the written files.
 
     Args:
-        write: takes `args`; of these the queue gets its results.
-        aside: the folder that it writes in.
+        write: called with `args`; the queue among them receives the results.
+        aside: the folder that it writes to.
     """
     results = [Results(one) if hasattr(one, "put") else one for one in args]
     write(*results)
@@ -219,7 +219,7 @@ class Results:
         self.places: dict[str, list[tuple[int, int]]] = {}
 
     def put(self, results: Any) -> None:
-        """Pass on the results by bucket, or an error; of results in another form only the files are summed."""
+        """Pass on the results by bucket, or an error; for results in another form, only files are summed."""
         self.queue.put(results)
         with suppress(AttributeError, TypeError):
             for written in results.values():
@@ -231,7 +231,7 @@ def write_sums(aside: Path, rank: int, world: int, places: Mapping[str, list[tup
     """Write the checksums of this rank's files for rank 0, which computes missing ones itself.
 
     Args:
-        places: of each file's items, as `disk.sum_file` takes them.
+        places: the places of each file's items, see `disk.sum_file`.
     """
     with suppress(OSError):
         names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
@@ -282,7 +282,7 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("iter_"))
 
 
-FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well
+FALLBACKS = 2  # newest checkpoints that retention keeps: one more than necessary, in case of damage
 
 
 class SaveFailedError(Exception):

@@ -1,8 +1,8 @@
 """Replacements in torch's and Megatron's distributed checkpointing: how checkpoints are read, and saves are written.
 
-Reading is `megatron_lrpath.checkpoints`' alone. Writing starts no process that a save does not need, and copies no
-tensor on the CPU: the copy takes longer than the write there, and delays the training during an asynchronous save,
-although the forked writers share the memory as it was at the fork.
+Only `megatron_lrpath.checkpoints` reads. Writing starts no process that a save does not need, and copies no
+tensor on the CPU: the copy takes longer than the write there and delays the training during an asynchronous
+save, although the forked writers share the memory as it was at the fork.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def load_failures(folder: Path | str | None) -> Iterator[None]:
 def load(
     original: Callable[..., Any], sharded_state_dict: Any, checkpoint_dir: Any, *args: Any, **named: Any
 ) -> Any:
-    """Load; a module whose extra state is missing in the checkpoint gets None, which leaves it unchanged.
+    """Load a checkpoint; a module without an extra state in it gets None, which leaves the module unchanged.
 
-    Transformer Engine's norms have an `_extra_state`, torch's do not. Without fp8 it is empty. Missing weights are
-    still an error.
+    Transformer Engine's norms have an `_extra_state`, torch's do not. Without fp8 it is empty. Missing
+    weights are still an error.
     """
     held = read_metadata_file(Path(checkpoint_dir) / METADATA).state_dict_metadata.keys()
 
@@ -89,7 +89,7 @@ def load(
 
 
 def resolve_data(original: Callable[..., Any], self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
-    """Give the writer a tensor that it need not copy: the same memory as a storage that ends with the tensor.
+    """Return a tensor that the writer need not copy: the same memory as a storage that ends with the tensor.
 
     Megatron copies every tensor that is part of a larger buffer, as it must for a GPU's.
     A tensor with gaps is returned unchanged.
@@ -111,13 +111,13 @@ def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) ->
 
 @functools.cache
 def queue_within_process() -> queue.Queue[Any]:
-    """A queue of saves that this process writes itself."""
+    """Return a queue for saves that this process writes itself."""
     return queue.Queue()
 
 
 @functools.cache
 def queue_between_processes() -> Any:
-    """A queue of a manager process at an abstract address: a socket in a folder would outlive a killed run."""
+    """Return a queue of a manager process at an abstract address: a socket file outlives a killed run."""
     manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
     manager.start()
     return manager.Queue()

@@ -69,14 +69,14 @@ def parts_of(buffer: Any, parameter: Any) -> Parts:
 
 def _described(model: Any) -> dict[int, Any]:
     """Return how each parameter of the model is stored, by its identity."""
-    from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the device's choice
+    from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the choice of the device
     from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 
     return {id(item.data): item for item in nested_values(extract_sharded_tensors_and_factories(model)[0])}
 
 
 def _parameters(optimizer: Any) -> Iterator[tuple[Any, Any]]:
-    """Return (buffer, parameter) in Megatron's order, which numbers them in a state."""
+    """Yield (buffer, parameter) in Megatron's order, which numbers them in a state."""
     for buffer in optimizer.buffers:
         for parameter in buffer.param_index_map:
             yield buffer, parameter
@@ -84,7 +84,7 @@ def _parameters(optimizer: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_ours(optimizer: Any, described: dict[int, Any], metadata: dict[str, Any]) -> bool:
     """Return whether this module supports the optimizer; the answer is the same on all ranks."""
-    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer  # after the device's choice
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer  # after the choice of the device
 
     items = [described.get(id(parameter)) for _, parameter in _parameters(optimizer)]
     return not (

@@ -17,7 +17,7 @@ from megatron_lrpath.runs.checkpoints import (
     files_fingerprint,
 )
 
-# Arguments that make a model: a checkpoint of another one cannot be continued.
+# Arguments that determine a model: a checkpoint with others cannot be continued.
 MODEL_ARGUMENTS = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
     "seq_length", "position_embedding_type", "rotary_base", "rotary_percent", "normalization", "swiglu",
@@ -28,10 +28,10 @@ FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and le
 
 
 def require_adopted(plan: Plan, own: Path, step: int) -> None:
-    """Stop where the main path of a plan would begin without the checkpoint that the plan has adopted.
+    """Raise UserError if a plan's main path would begin without the checkpoint that the plan has adopted.
 
     Raises:
-        UserError: how to copy it.
+        UserError: with the command to copy it.
     """
     assert plan.adopted is not None
     if step < plan.adopted.step:
@@ -48,7 +48,7 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
         The content of the checkpoint without its tensors: `args` has the Megatron arguments of the save.
 
     Raises:
-        UserError: which arguments differ.
+        UserError: lists the arguments that differ.
     """
     common = load_common(checkpoint_folder(folder, step))
     stored = model_arguments(common, folder)
@@ -66,7 +66,7 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
     """Refuse a checkpoint whose optimizer state this run cannot use; `what` names it.
 
     Raises:
-        UserError: it has none, or that of another optimizer, or another format.
+        UserError: it has no optimizer state, or one of another optimizer or format.
     """
     if getattr(stored, "no_save_optim", False):
         raise UserError(
@@ -126,7 +126,7 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
         for name in MODEL_ARGUMENTS + more
         if name not in free and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
     ]
-    # Groups of heads that share keys and values; Megatron's argument means it only with grouped queries.
+    # Groups of heads that share keys and values; Megatron uses the argument only with grouped queries.
     there, here = (
         int(one.num_query_groups if one.group_query_attention else one.num_attention_heads)
         for one in (stored, args)
@@ -138,7 +138,7 @@ def expect_iteration(args: Any, first_step: int, samples: int) -> None:
     """Check, after loading, that training continues at `first_step` with `samples` consumed before it.
 
     Raises:
-        UserError: Megatron loaded something else.
+        UserError: Megatron loaded a different checkpoint.
     """
     if (args.iteration, args.consumed_train_samples) != (first_step, samples):
         raise UserError(
@@ -175,10 +175,10 @@ def check_pretrained(args: Any) -> Any:
     """Refuse weights of another model, before they are read, and a run that would write into their folder.
 
     Returns:
-        The Megatron arguments that they were saved with.
+        The Megatron arguments of the save.
 
     Raises:
-        UserError: which arguments differ, or that the folders are the same.
+        UserError: lists the arguments that differ, or the folders are the same.
     """
     if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
         raise UserError(
@@ -201,10 +201,10 @@ def weights_differences(stored: Any, args: Any) -> list[str]:
 
 
 def require_adopted_weights(plan: Plan) -> None:
-    """Stop where the plan's imported model has changed since `lrpath adopt`.
+    """Raise UserError if the plan's imported model has changed since `lrpath adopt`.
 
     Raises:
-        UserError: the folder, and what to do.
+        UserError: names the folder, and what to do.
     """
     if plan.adopted is None or not plan.adopted.is_imported:
         return

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """Do nothing: the call has no meaning on the CPU, because all work is already done."""
+    """Do nothing: the call has no effect on the CPU, because all work is already done."""
 
 
 class CpuStream:
@@ -67,7 +67,7 @@ STREAM = CpuStream()
 
 @contextlib.contextmanager
 def stream_context(stream: Any) -> Iterator[None]:
-    """Return a context for `with torch.cuda.stream(...)`, which does nothing: there is one order of
+    """Provide a context for `with torch.cuda.stream(...)`, which does nothing: there is one order of
     execution.
     """
     yield
@@ -105,7 +105,7 @@ def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
 
 # torch.cuda.NAME -> its replacement on the CPU.
 TORCH_CUDA: dict[str, Any] = {
-    # Megatron skips the creation of the model-parallel groups where it counts no device.
+    # Megatron skips the creation of the model-parallel groups if it counts no device.
     "device_count": lambda: 1,
     "current_device": lambda: CPU,
     "set_device": nothing,
@@ -131,7 +131,7 @@ TORCH_CUDA: dict[str, Any] = {
     "get_device_properties": device_properties,
     "get_device_capability": lambda device=None: (0, 0),
     "get_device_name": lambda device=None: "CPU",
-    "_lazy_call": lambda call, **_: call(),  # what waits for CUDA's initialization elsewhere
+    "_lazy_call": lambda call, **_: call(),  # with CUDA the call may wait for the initialization
 }
 
 # torch.NAME(..., device="cuda") makes a CPU tensor.
@@ -201,7 +201,7 @@ def fused(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def init_group(self: Any, group: dict[str, Any], *lists: Any) -> Any:
-        group["fused"] = True  # at each step: loading a checkpoint brings the stored groups
+        group["fused"] = True  # at each step: a loaded checkpoint has the stored groups
         return original(self, group, *lists)
 
     return init_group
@@ -217,7 +217,7 @@ def install() -> None:
         setattr(torch, name, on_cpu(getattr(torch, name)) if name != "Generator" else _CpuGenerator)
     for state in (get_rng_state, set_rng_state):
         setattr(torch.cuda.random, state.__name__, state)
-    # The CPU's generator for every device.
+    # Use the CPU's generator for every device.
     torch.cuda.default_generators = defaultdict(lambda: torch.default_generator)  # type: ignore[assignment]
     torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
     torch.nn.Module.cuda = stay  # type: ignore[method-assign,assignment]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits that are turned to fp32 at a time: 2 MiB of values stay in the cache.
+# Number of logits that are converted to fp32 at a time: 2 MiB of values stay in the cache.
 CHUNK = 1 << 19
 
 
@@ -23,7 +23,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        """Losses [rows] in nats."""
+        """Return the losses [rows] in nats."""
         ctx.save_for_backward(logits, target)
         rows = chunk_rows(logits)
         parts = zip(logits.split(rows), target.split(rows), strict=True)
@@ -31,7 +31,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """(softmax - one-hot) · grad, in the logits' type."""
+        """Return (softmax - one-hot) · grad, in the logits' type."""
         logits, target = ctx.saved_tensors
         rows = chunk_rows(logits)
         grad = torch.empty_like(logits)
@@ -55,7 +55,7 @@ class SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
-        """[..., 2·ffn] -> [..., ffn]."""
+        """Compute [..., 2·ffn] -> [..., ffn]."""
         gate, up = gate_and_up.chunk(2, -1)
         activated = F.silu(gate)
         ctx.save_for_backward(gate_and_up, activated)
@@ -63,7 +63,7 @@ class SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        """[..., ffn] -> [..., 2·ffn]."""
+        """Compute the gradient, [..., ffn] -> [..., 2·ffn]."""
         gate_and_up, activated = ctx.saved_tensors
         gate, up = gate_and_up.chunk(2, -1)
         result = torch.empty_like(gate_and_up)
@@ -78,7 +78,7 @@ class Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """States [s, b, heads, d], cos and sin [s, 1, 1, d/2]."""
+        """Rotate states [s, b, heads, d]; cos and sin are [s, 1, 1, d/2]."""
         ctx.save_for_backward(cos, sin)
         return rotate(states, cos, sin, 1)
 

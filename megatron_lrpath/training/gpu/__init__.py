@@ -1,1 +1,1 @@
-"""What is computed in fewer passes over memory on a GPU, and when; the CPU never imports the kernels."""
+"""Kernels that need fewer passes over memory on a GPU, and their conditions; the CPU never imports them."""

@@ -1,7 +1,7 @@
 """The kernels of `--gpu-kernels`: fewer passes over memory than Megatron's unfused functions.
 
-Cross-entropy, rotary embeddings, and, where neither Transformer Engine's nor Apex' are installed, Adam and the norm of
-the gradients.
+Cross-entropy, rotary embeddings, and, if neither Transformer Engine's nor Apex's are installed, Adam and the
+norm of the gradients.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from torch import Tensor
 from megatron_lrpath.training.gpu.measures import ADAM, CROSS_ENTROPY, GRAD_NORM, ROTARY
 from megatron_lrpath.training.session import Session
 
-LONGEST_BLOCK = 1 << 15  # logits that a program of liger's kernel reads at a time, as liger chooses it
-IGNORED = -100  # a target that counts for nothing, as in torch
+LONGEST_BLOCK = 1 << 15  # logits that a program of liger's kernel reads at a time, as in liger
+IGNORED = -100  # a target without a loss, as in torch
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Token losses (fp32, nats) of [rows, vocabulary] logits in bf16; the gradient takes the logits' place.
+    """Token losses (fp32, nats) of [rows, vocabulary] logits in bf16; the gradient overwrites the logits.
 
-    The kernel is liger's. Its own function rounds the losses to the logits' type and waits for the GPU three times.
-    It reads the logits twice and writes softmax minus one-hot over them; the backward pass multiplies that by the
-    gradient of the losses in place. Every row is one program with a fixed order of sums, so that the bits repeat.
+    The kernel is liger's. Its own function rounds the losses to the logits' type and waits for the GPU three
+    times. The kernel reads the logits twice and overwrites them with softmax minus one-hot; the backward pass
+    multiplies that by the gradient of the losses in place. Every row is one program with a fixed order of
+    sums: the bits repeat.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        """Losses [rows]; `target` [rows] holds numbers below the vocabulary's size, or -100."""
+        """Return the losses [rows]; `target` [rows] has numbers below the vocabulary's size, or -100."""
         import triton  # comes with torch on a GPU
         from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
 
@@ -72,14 +73,14 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """(softmax - one-hot) · grad, in the logits' type and memory."""
+        """Return (softmax - one-hot) · grad, in the logits' type and memory."""
         (grad,) = ctx.saved_tensors
         return grad.mul_(grad_loss[:, None]), None
 
 
 @functools.cache
 def warps(device: torch.device) -> int:
-    """Warps of a program: as liger measured them for bf16, by the GPU's generation."""
+    """Return the number of warps of a program: liger's for bf16, by the GPU's generation."""
     return 8 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 10 else 32
 
 
@@ -92,7 +93,7 @@ def cross_entropy(
     tp_group: Any = None,
     **unknown: Any,
 ) -> Tensor:
-    """Liger's where it is chosen and this rank holds the whole vocabulary, Megatron's elsewhere."""
+    """Use liger's kernel if it is chosen and this rank has the whole vocabulary, else Megatron's function."""
     is_whole = tp_group is not None and tp_group.size() == 1 and not (label_smoothing or unknown)
     if CROSS_ENTROPY not in session.kernels or not is_whole or vocab_parallel_logits.dtype != torch.bfloat16:
         return original(vocab_parallel_logits, target, label_smoothing, tp_group, **unknown)
@@ -101,7 +102,7 @@ def cross_entropy(
 
 
 def rotate(states: Tensor, freqs: Tensor, mscale: float) -> Tensor:
-    """Rotary position embedding of two halves: (a, b) -> (a·cos - b·sin, b·cos + a·sin), in fp32, rounded once.
+    """Rotate two halves: (a, b) -> (a·cos - b·sin, b·cos + a·sin), in fp32, rounded once.
 
     Args:
         states: [s, b, heads, d].
@@ -114,13 +115,13 @@ def rotate(states: Tensor, freqs: Tensor, mscale: float) -> Tensor:
 
 
 def rotate_back(grad: Tensor, freqs: Tensor, mscale: float) -> Tensor:
-    """The gradient of `rotate`: a rotation by the negative angles."""
+    """Return the gradient of `rotate`: a rotation by the negative angles."""
     return rotate(grad, -freqs, mscale)
 
 
 @functools.cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` as one kernel. It is elementwise, so that its bits are the same however it is tiled."""
+    """Compile `function` to one kernel. It is elementwise, so that its bits do not depend on the tiling."""
     return torch.compile(function)
 
 
@@ -129,7 +130,7 @@ class Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, freqs: Tensor, mscale: float) -> Tensor:
-        """Rotate."""
+        """Rotate the states."""
         ctx.save_for_backward(freqs)
         ctx.mscale = mscale
         return compiled(rotate)(states, freqs, mscale)
@@ -174,10 +175,10 @@ def init_group(
     *lists: Any,
     **named: Any,
 ) -> Any:
-    """Let Adam make its update in torch's fused kernel, which Megatron does not ask for.
+    """Select torch's fused kernel for Adam's update, which Megatron does not select.
 
-    This is done at each step, because loading a checkpoint brings the stored groups. The fused kernel needs the
-    step counts on the GPU, where loading and `make_state` do not put them.
+    This is done at each step, because a loaded checkpoint has the stored groups. The fused kernel needs the
+    step counts on the GPU; loading and `make_state` leave them on the CPU.
     """
     if ADAM in session.kernels and not group.get("differentiable"):
         group["fused"], group["foreach"] = True, False
@@ -197,11 +198,11 @@ def l2_norm(
     *args: Any,
     **named: Any,
 ) -> Any:
-    """The norm of all gradients, which stays on the GPU; Megatron's own way fetches the norm of each tensor.
+    """Compute the norm of all gradients, which stays on the GPU; Megatron fetches the norm of each tensor.
 
-    Returns it as a tensor of one number, and None for the norms of single tensors.
+    Return it as a tensor of one number, and None for the norms of single tensors.
     """
-    from megatron.core.utils import local_multi_tensor_l2_norm  # must follow the choice of the device
+    from megatron.core.utils import local_multi_tensor_l2_norm  # after the choice of the device
 
     if (
         GRAD_NORM not in session.kernels

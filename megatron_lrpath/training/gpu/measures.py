@@ -1,4 +1,4 @@
-"""The kernels of `--gpu-kernels`: which there are, what each replaces, and why one cannot be used in a training."""
+"""The kernels of `--gpu-kernels`: their names, what they replace, and why one cannot be used."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from packaging.specifiers import SpecifierSet
 CROSS_ENTROPY, ROTARY, ADAM, GRAD_NORM = "cross_entropy", "rotary", "adam", "grad_norm"
 NONE = "none"
 LIGER, LIGER_VERSIONS = "liger-kernel", ">=0.8.5,<0.9"
-"""The distribution with the cross-entropy's kernel. Its parameters are not a public interface: other versions are
-not used (a test calls the kernel)."""
+"""The distribution with the cross-entropy's kernel. Its parameters are not a public interface, so other
+versions are not used (a test calls the kernel)."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides whether a kernel can be used.
+    """The facts that determine whether a kernel can be used.
 
     Attributes:
-        args: Megatron's arguments, parsed and not validated, with what follows from the machine.
+        args: Megatron's arguments, parsed and not validated, including those that follow from the machine.
         fused_optimizer: Transformer Engine or Apex, whose Adam and norm Megatron then uses; empty without both.
     """
 
@@ -31,13 +31,13 @@ class Setting:
 
 
 def obstacle(kernel: str, setting: Setting) -> str:
-    """Why `kernel` cannot be used, as part of a sentence; empty where it can."""
+    """Return why `kernel` cannot be used, as part of a sentence; empty if it can."""
     return OBSTACLES[kernel](setting)
 
 
 def _cross_entropy(setting: Setting) -> str:
     args = setting.args
-    if not args.bf16:  # in fp16 its small gradients would vanish before the loss scale multiplies them
+    if not args.bf16:  # in fp16 its small gradients would underflow before the loss scale multiplies them
         return "the logits are not in bf16"
     if args.deterministic_mode:
         return "--deterministic-mode keeps to Megatron's unfused function"
@@ -76,7 +76,7 @@ KERNELS = tuple(OBSTACLES)
 
 
 def liger_problem() -> str:
-    """Why liger's kernel cannot be called; empty where it can. Nothing is imported (that takes seconds)."""
+    """Return why liger's kernel cannot be called; empty if it can. Import nothing (that takes seconds)."""
     try:
         version = metadata.version(LIGER)
     except metadata.PackageNotFoundError:
@@ -87,11 +87,11 @@ def liger_problem() -> str:
 
 
 def choose(wanted: Collection[str] | None, setting: Setting) -> tuple[frozenset[str], dict[str, str]]:
-    """The kernels to use, and why each of the others cannot be.
+    """Return the kernels to use, and why each of the others cannot be used.
 
     Args:
-        wanted: those that the user names (`none` for no kernel); None for all that can be used.
-        setting: what decides.
+        wanted: the kernels that the user names (`none` for no kernel); None for all that can be used.
+        setting: the facts that determine it.
     """
     names = KERNELS if wanted is None else [name for name in KERNELS if name in wanted]
     why = {name: text for name in names if (text := obstacle(name, setting))}
@@ -101,7 +101,7 @@ def choose(wanted: Collection[str] | None, setting: Setting) -> tuple[frozenset[
 
 
 def summary(kernels: Collection[str], why: Mapping[str, str], is_fused: bool) -> str:
-    """The line that a start prints: the kernels in use, and Megatron's own in place of the others."""
+    """Return the line that a start prints: the kernels in use, and the reasons against the others."""
     used = [name for name in KERNELS if name in kernels]
     left = [f"{name}: {text}" for name, text in why.items()]
     fused = "Megatron's fused cross-entropy" if is_fused else ""

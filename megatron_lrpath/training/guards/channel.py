@@ -24,11 +24,11 @@ from torch.distributed import PrefixStore, Store
 from megatron_lrpath.errors import TrainingStoppedError
 
 PREFIX = "lrpath"
-SECRET = ".rendezvous-"  # and a digest of the address: two launches of one run do not meet in one file
-STALE_SECONDS = 86400.0  # a secret that old is a killed start's
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5  # seconds between looks at the store
+SECRET = ".rendezvous-"  # and a digest of the address, so that two launches of one run use different files
+STALE_SECONDS = 86400.0  # an older secret is from a killed start
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5  # seconds between polls of the store
 ABSENT = "?"  # a value that no rank has signed
-TRIES = 20  # to put a claim in the place of a foreign value
+TRIES = 20  # to replace a foreign value by a claim
 
 
 class Channel:
@@ -46,7 +46,7 @@ class Channel:
 
     def get(self, key: str) -> Any:
         """Return the value that a rank of this start wrote under `key`, or None. Never waits."""
-        # `get` would wait for a key that was deleted meanwhile, and keep other threads from the store.
+        # `get` would wait for a deleted key, and block other threads' use of the store.
         return self._verified(key, self._store.compare_set(key, ABSENT, ABSENT))
 
     def claim(self, key: str, value: Any) -> Any:
@@ -144,7 +144,7 @@ def _lead(store: Store, world: int, file: Path, deadline: float) -> Channel | No
 def _follow(store: Store, rank: int, file: Path, deadline: float) -> Channel | None:
     mark, channel, known = secrets.token_hex(16), None, b""
     while time.monotonic() < deadline:
-        with suppress(OSError):  # not there yet; once the ranks have met it is gone, and this rank has it
+        with suppress(OSError):  # not there yet; after the ranks have met it is gone, and this rank has it
             if (secret := file.read_bytes()) and secret != known:
                 channel, known = Channel(store, secret), secret  # an earlier start's is replaced
                 channel.put(f"here/{rank}", mark)

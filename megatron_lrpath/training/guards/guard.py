@@ -24,9 +24,9 @@ from megatron_lrpath.training.checkpoints.commit import Saves
 from megatron_lrpath.training.checkpoints.parent import expect_iteration
 from megatron_lrpath.training.exits import Signals
 
-MINIMUM = 16  # losses before anything counts as a spike
+MINIMUM = 16  # number of losses before the first that can be a spike
 TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
-SMALLEST_SCALE = 0.01  # nats: a loss that hardly moves has no scale of its own
+SMALLEST_SCALE = 0.01  # nats: minimum, for losses that barely vary
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SpikeDetector:
         self.losses: deque[float] = deque(earlier, maxlen=window)
 
     def judge(self, loss: float) -> Spike | None:
-        """Return whether `loss` is a spike; it enters the window in both cases."""
+        """Return the spike if `loss` is one, else None; the loss enters the window in both cases."""
         spike = None
         if len(self.losses) >= min(MINIMUM, self.losses.maxlen or MINIMUM):
             median = statistics.median(self.losses)
@@ -71,8 +71,8 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves
     """Stop before the update. All ranks call this in the same step.
 
     Args:
-        loss: of the whole batch.
-        norm: of the gradient, as known to this rank.
+        loss: the loss of the whole batch.
+        norm: the norm of the gradient, as known to this rank.
         micro_batches: the losses of this rank's micro-batches, in order; empty on ranks without a loss.
         saves: the saves of the run, for the message.
 
@@ -83,7 +83,7 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves
 
     args = get_args()
     bad = [index for index, value in enumerate(micro_batches) if not math.isfinite(value)]
-    # Megatron deals the micro-batches to the data-parallel ranks in turn.
+    # Megatron distributes the micro-batches over the data-parallel ranks in turn.
     size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
     begin = args.consumed_train_samples + mpu.get_data_parallel_rank() * size
     firsts = [begin + index * size * ranks for index in bad]
@@ -158,7 +158,7 @@ class Guard:
 
     def note(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
         """Record a micro-batch: the sum of its losses, and its number of tokens."""
-        if torch.is_grad_enabled():  # evaluations are not ours to judge
+        if torch.is_grad_enabled():  # evaluations are not checked
             self._losses.append(torch.stack([loss.detach().double(), tokens.detach().double()]))
 
     def gradients_ready(self) -> None:

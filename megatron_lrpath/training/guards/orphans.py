@@ -1,4 +1,4 @@
-"""Forked processes die with their parent: writers and loaders end when a training is killed.
+"""Let forked processes die with their parent: writers and loaders end when a training is killed.
 
 Importing this module enables the rule for the importing process. Without it, Megatron's processes for
 asynchronous saves wait for work forever and keep the run's lock, which they inherit.
@@ -31,7 +31,7 @@ class ForkRule:
     def die_with_parent(self) -> None:
         """Ask the kernel (Linux) for a SIGKILL when the parent process ends."""
         if not self.from_main_thread:
-            return  # the kernel would send it at the end of the forking thread already
+            return  # the kernel already sends it at the end of the forking thread
         function = getattr(ctypes.CDLL(None), "prctl", None)
         if function is not None:
             function(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)

@@ -1,7 +1,7 @@
 """Communication of the ranks outside the process group; if one rank dies, all end with one message that names
 it.
 
-Every rank watches its neighbour on the same machine (the kernel reports its end at once) and polls for
+Every rank watches its neighbor on the same machine (the kernel reports its end at once) and polls for
 reports from other machines. Errors that follow from the death of a rank, such as a closed connection or a
 collective that never ends, are not reported.
 """
@@ -65,7 +65,8 @@ class Ranks:
         """Meet the other ranks at the address that torchrun or srun set in the environment.
 
         Args:
-            folder: of the run, on the file system that all ranks share; holds the secret during rendezvous.
+            folder: the folder of the run, on the file system that all ranks share; has the secret during
+                rendezvous.
 
         Raises:
             RendezvousError: some ranks do not join within ten minutes.
@@ -77,12 +78,12 @@ class Ranks:
         file, reason = secret_file(folder, address), ""
         channel: Channel | None = None
         try:
-            # torchrun may keep its store when it restarts the ranks (--max-restarts): addresses and reports of an
-            # earlier attempt are not for this one.
+            # torchrun may keep its store when it restarts the ranks (--max-restarts): addresses and reports
+            # of an earlier attempt must not be used.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=MEETING))[0])
             channel = meet(store, rank, world, file, MEETING)
-            store.set_timeout(default_pg_timeout)  # as torch would have made it
+            store.set_timeout(default_pg_timeout)  # as torch would set it
         except DistError as error:
             reason = f" ({str(error).splitlines()[0]})"
         if channel is None:
@@ -102,7 +103,7 @@ class Ranks:
         self._calls += 1
         key = f"share/{self._calls}"
         if self.rank == 0:
-            self.channel.put(key, [value])  # a list: None is a value too
+            self.channel.put(key, [value])  # a list, because None is a value, too
             return value
         return self.channel.wait([key], PATIENCE)[0][0]
 
@@ -118,9 +119,9 @@ class Ranks:
         return [found for (found,) in self.channel.wait(keys, PATIENCE)]
 
 
-LOOK_SECONDS = 2.0  # between looks at the store
+LOOK_SECONDS = 2.0  # between polls of the store
 SETTLE_SECONDS = 2.0  # until the cause of a broken connection is reported
-LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
+LINGER = timedelta(seconds=15)  # maximum time that the rank with the store waits for the others
 HOW_TO_GO_ON = "All ranks end; call again to continue from the last checkpoint."
 NO_USE = "All ranks end; calling again would fail in the same way. The lines above say where it was raised."
 
@@ -170,12 +171,12 @@ class PeerWatch:
         threading.Thread(target=self._look_around, name="peers", daemon=True).start()
         neighbour = self.neighbour()
         if neighbour is not None:
-            with suppress(OSError):  # an old kernel, or gone already: the launcher will tell
+            with suppress(OSError):  # an old kernel, or the process has ended: the launcher reports it
                 arguments = (neighbour, os.pidfd_open(self.peers[neighbour].pid))
                 threading.Thread(target=self._wait_for, args=arguments, name="neighbour", daemon=True).start()
 
     def neighbour(self) -> int | None:
-        """The next rank on this machine, in a circle; None if this rank is alone on it."""
+        """Return the next rank on this machine, in a circle; None if this rank is alone on it."""
         mine = self.peers[self.ranks.rank].space
         here = [rank for rank, peer in enumerate(self.peers) if peer.space == mine]
         following = here[(here.index(self.ranks.rank) + 1) % len(here)]
@@ -206,7 +207,7 @@ class PeerWatch:
         leave_at_once(status)
 
     def see_others_off(self, dead: int | None = None) -> None:
-        """If this process hosts the store, wait until the living ranks no longer need it."""
+        """Wait until the living ranks no longer need the store, if this process hosts it."""
         if self.channel is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
             others = [rank for rank in range(1, self.ranks.world) if rank != dead]
             with suppress(TrainingStoppedError):
@@ -217,7 +218,7 @@ class PeerWatch:
         try:
             first = self.claim()
         except RuntimeError:
-            first = rank == 0  # the store dies with rank 0; errors that follow from that are not reported
+            first = rank == 0  # the store ends with rank 0; errors that follow from that are not reported
         if first:
             peer = self.peers[rank]
             text = (
@@ -254,7 +255,7 @@ class PeerWatch:
         poll = select.poll()
         poll.register(process, select.POLLIN)
         poll.poll()
-        time.sleep(SETTLE_SECONDS)  # a signal that ended the neighbour may be on its way here
+        time.sleep(SETTLE_SECONDS)  # a signal that ended the neighbor may also be sent to this process
         if not self.leaving.is_set() and not self._has_left(rank):
             self.report_death(rank)
 

@@ -1,4 +1,4 @@
-"""Only one process at a time trains a run: rank 0 holds a lock on the run's checkpoint folder.
+"""Prevent that two processes train a run: rank 0 holds a lock on the run's checkpoint folder.
 
 The lock is the kernel's (`flock`), which a dead owner never holds; on NFS, and on Lustre with `-o flock`,
 it works across machines. If a disk has locks only within one machine, or none, the owner's heartbeat in
@@ -31,8 +31,8 @@ from megatron_lrpath.locks import (
     process_space,
 )
 
-PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
-BEAT = 5.0  # seconds between signs of life
+PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to end
+BEAT = 5.0  # seconds between heartbeats
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -50,9 +50,9 @@ class RunLock:
         self._lock = lock
         self._lost = lost
         self._ended = threading.Event()
-        self._beats = 0  # 0: not sure of the lock yet
+        self._beats = 0  # 0: the lock is not confirmed yet
         self._record = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
-        # in containers, two owners may share process id, host name and second
+        # in containers, two owners can have the same process id, host name and second
         self._record |= {"space": process_space(), "token": secrets.token_hex(8)}
         self.write()
         self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
@@ -110,7 +110,7 @@ class RunLock:
             try:
                 self.beat()
             except OSError:
-                continue  # a disk that is gone for a while
+                continue  # a disk that is temporarily unavailable
             except LockLostError as error:
                 self._lost(str(error))
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from megatron_lrpath.training.guards.peers import PeerWatch
 
-LOOK_SECONDS = 2.0  # between looks at the clock
-ANSWER_SECONDS = 10.0  # in which a thread that lives answers several times
+LOOK_SECONDS = 2.0  # between checks of the clock
+ANSWER_SECONDS = 10.0  # a running thread answers several times in this time
 ASKED = "standstill"
-# Where the main thread waits for other ranks; on a GPU that is where the result of a collective is first needed.
+# Where the main thread waits for other ranks; on a GPU, where the result of a collective is first needed.
 COLLECTIVES = (
     "torch.distributed.distributed_c10d",
     "megatron.core.distributed",
@@ -36,7 +36,7 @@ COLLECTIVES = (
     "megatron_lrpath.training.guards.guard",
 )
 
-MARGIN_MINUTES = 5  # by which a collective's own time limit exceeds ours
+MARGIN_MINUTES = 5  # by which a collective's own time limit exceeds this limit
 
 
 def fit_collectives(args: Any, explicit: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Standstill:
     def __init__(self, peers: PeerWatch, minutes: float) -> None:
         self.peers = peers
         self.limit = 60.0 * minutes
-        self._step = 0  # grows with every step
+        self._step = 0  # increases with every step
         self._under_way = False
         self._answers = 0
 
@@ -127,13 +127,13 @@ class Standstill:
 
         asking = threading.Thread(target=ask, name="asking", daemon=True)
         asking.start()
-        asking.join(4 * ANSWER_SECONDS)  # the store of a rank at a standstill does not answer
+        asking.join(4 * ANSWER_SECONDS)  # the store of a stalled rank does not answer
         if self.peers.leaving.is_set() or step != self._step or not self._under_way:
             return
         if len(found) == 2:
             ranks, doing = culprits(*found)
             if self.peers.ranks.rank in ranks and len(ranks) < self.peers.ranks.world:
-                return  # a rank that waits for this one reports it: a launcher may kill this one before it could
+                return  # a rank that waits for this rank reports it: a launcher may kill this one too early
             self._accuse(ranks, doing)
         elif asking.is_alive() and not self.peers.ranks.store_is_launchers:
             self._accuse_store()
@@ -206,7 +206,7 @@ def whereabouts() -> tuple[bool, str]:
     inner = next((index for index, name in enumerate(names) if name.partition(".")[0] != "torch"), len(names))
     if inner == len(names):
         return False, "an unknown place"
-    # outer frames are of little use: the model's whole forward pass is called by one of Megatron's of that kind
+    # outer frames are not informative: one of Megatron's functions of that kind calls the whole forward pass
     waits = any(name.startswith(COLLECTIVES) for name in names[: inner + 1])
     return waits, f"{names[inner]}, line {frames[inner].f_lineno}"
 

@@ -27,7 +27,7 @@ def read_early(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", "--run-name", dest="run")
     try:
         return parser.parse_known_args(argv)[0]
-    except UserError:  # reported by the parser of all arguments
+    except UserError:  # the parser of all arguments reports it
         return parser.parse_args([])
 
 
@@ -221,7 +221,7 @@ def full_parser(
 
     With `suppress_defaults` it returns only explicit arguments.
     """
-    from megatron.training.arguments import add_megatron_arguments  # must follow the choice of the device
+    from megatron.training.arguments import add_megatron_arguments  # after the choice of the device
 
     parser = OneLineParser(allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter)
     arguments_provider(own)(add_megatron_arguments(parser))
@@ -327,7 +327,7 @@ def unclassified(given: Mapping[str, Any], own: ArgumentsProvider | None) -> lis
     A script's own arguments, and those that a fork adds to a Megatron of the table's version, belong to
     the run.
     """
-    from megatron.core import __version__ as installed  # must follow the choice of the device
+    from megatron.core import __version__ as installed  # after the choice of the device
 
     problems = _wrong_neutral_names(given, own)
     others = [name for name in given if find(name) is None]

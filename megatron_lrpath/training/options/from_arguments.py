@@ -188,12 +188,12 @@ COVERED = (
         {"plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops", "save", "load", "help"}
         | {"rank_timeout", "gpu_kernels"}
     )
-    | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # where a run starts
+    | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # the start of a run
     | {"lr", "min_lr", "lr_warmup_iters", "train_iters", "lr_path"}  # in `path`
     | {"weight_decay", "start_weight_decay", "end_weight_decay", "weight_decay_incr_style"}
     | {"global_batch_size", "seq_length"}  # in `batch`
 )
-"""Arguments that the identity holds in another form, or that set where a run starts (its parent is compared too)."""
+"""Arguments that the identity has in another form, or that set a run's start (its parent is compared)."""
 STABLE = DATA | frozenset(
     [
         "seed",
@@ -245,7 +245,7 @@ def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[s
 
 
 def compared(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
-    """Return name and default of the arguments that an identity has unchanged."""
+    """Yield name and default of the arguments that an identity has unchanged."""
     options: dict[str, set[str]] = {}
     for action in parser._actions:
         words = {word.lstrip("-").replace("-", "_") for word in action.option_strings}

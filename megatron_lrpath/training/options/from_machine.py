@@ -26,7 +26,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         session: its device and context.
 
     Raises:
-        UserError: arguments require something that is missing; all of them in one message.
+        UserError: arguments require something that is missing; lists all of them in one message.
     """
     have = machine.available(session.device, session.is_packed)
     if session.context is None:
@@ -52,18 +52,18 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         overlap_communication(args, off)
         session.kernels = choose_kernels(args, off, is_run=session.context is not None)
     elif "num_workers" not in explicit:
-        args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
+        args.num_workers = 0  # reading memory-mapped tokens needs no separate process
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
-        # Megatron asserts it, for the overlap of communication and computation.
+        # Megatron requires it for the overlap of communication and computation.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def take_over_saving(args: Any) -> None:
-    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
+    """Choose the way in which checkpoints are written and signals handled, before Megatron's validation.
 
     Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
     """
-    args.exit_signal_handler = False  # ours answers
+    args.exit_signal_handler = False  # this project's handler is used
     if args.async_save:
         args.use_persistent_ckpt_worker = True
         if not machine.importable("nvidia_resiliency_ext"):
@@ -82,19 +82,19 @@ def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
     if "overlap_grad_reduce" in off:
         return
     args.overlap_grad_reduce = True
-    # Megatron refuses the second with what writes the weights of single steps.
+    # Megatron refuses the second one with the option that writes the weights of single steps.
     if "overlap_param_gather" not in off and getattr(args, "save_params_interval", None) is None:
         args.overlap_param_gather = True
 
 
 def choose_kernels(args: Any, off: frozenset[str], is_run: bool) -> frozenset[str]:
-    """The kernels of --gpu-kernels that this training uses; rank 0 prints them.
+    """Return the kernels of --gpu-kernels that this training uses; rank 0 prints them.
 
-    Where liger's cross-entropy cannot be used, a run in bf16 takes Megatron's fused one, unless the plan sets
-    cross_entropy_loss_fusion to false (`off`). Plain Megatron (not `is_run`) has only what it asks for.
+    If liger's cross-entropy cannot be used, a run in bf16 uses Megatron's fused one, unless the plan sets
+    cross_entropy_loss_fusion to false (`off`). Plain Megatron (not `is_run`) uses only the requested kernels.
 
     Raises:
-        UserError: a kernel that is asked for cannot be used.
+        UserError: a requested kernel cannot be used.
     """
     wanted = args.gpu_kernels
     if wanted is None and not is_run:
@@ -111,15 +111,15 @@ def choose_kernels(args: Any, off: frozenset[str], is_run: bool) -> frozenset[st
 
 
 def is_fusion_possible(args: Any) -> bool:
-    """Whether Megatron's fused cross-entropy can be used: its gradient is in bf16, and its order of sums is open."""
+    """Return whether Megatron's fused cross-entropy can be used: in bf16, and not in deterministic mode."""
     return bool(args.bf16) and not args.deterministic_mode
 
 
 def refuse_kernels(why: Mapping[str, str]) -> None:
-    """Refuse the kernels that are asked for and cannot be used.
+    """Refuse the requested kernels that cannot be used.
 
     Raises:
-        UserError: there are any; all of them, a line each.
+        UserError: there are any; lists all of them, a line each.
     """
     if why:
         lines = [f"- --gpu-kernels {name}: {text}" for name, text in why.items()]

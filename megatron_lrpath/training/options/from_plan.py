@@ -1,4 +1,4 @@
-"""The Megatron arguments that a plan sets for a run; contradicting ones are refused."""
+"""Set a run's Megatron arguments from its plan, and refuse contradicting ones."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ PLAN_DEFAULTS: dict[str, Any] = {
     "eval_iters": 0,
     "eval_interval": 1_000_000_000,
     "dataloader_type": "single",
-    # A branch may run at another layout than its parent: one format of the optimizer's state for all.
+    # A branch can run at another layout than its parent: all use one format of the optimizer state.
     "use_distributed_optimizer": True,
     "dist_ckpt_optim_fully_reshardable": True,
 }
@@ -161,8 +161,8 @@ class PlannedRun:
         run is known.
 
         Raises:
-            UserError: an argument contradicts the plan, or would change what only the plan decides; --paradigm or --run
-                is missing; the plan has no such run.
+            UserError: an argument contradicts the plan, or would change what only the plan determines;
+                --paradigm or --run is missing; the plan has no such run.
         """
         plan = load_plan(given["plan"])
         missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
@@ -230,7 +230,7 @@ class PlannedRun:
             return replace(context, identity=identity, prepared=prepared)
         if verify:
             require_tokenizer(plan)
-        # A position counts from the first sample of all, so the versions before the run's own are opened, too.
+        # A position counts from the first sample, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
         require_versions(plan, slices)

@@ -1,4 +1,4 @@
-"""All that refuses a command line in one message: missing libraries, optimizers, and Megatron's own checks."""
+"""Collect the problems of a command line: missing libraries, optimizers, and Megatron's own checks."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def found_later(
 ) -> list[str]:
     """Return the problems that later checks would find in the command line in addition to `wrong`, a line each.
 
-    Megatron's own are among them where all arguments are known and complete.
+    Megatron's own problems are included if all arguments are known and complete.
 
     Args:
-        given: those of the command line.
-        wrong: problems found already.
-        session: its device.
-        defaults: those of a script of its own.
+        given: the arguments of the command line.
+        wrong: the problems found before.
+        session: the session with its device.
+        defaults: the defaults of a custom script.
         flags: the arguments that a plan sets, which come first.
     """
     found = unmet(given, machine.available(session.device, session.is_packed))
@@ -62,9 +62,9 @@ def found_later(
 def megatrons(
     args: Namespace, explicit: Mapping[str, Any], session: Session, defaults: Mapping[str, Any]
 ) -> list[str]:
-    """What Megatron refuses of arguments that are refused for another reason, a line each."""
+    """Return what Megatron refuses of arguments that are refused for another reason, a line each."""
     kind = PATH if "lr_path" in explicit else PLAN
-    for name in explicit:  # their own refusal is enough
+    for name in explicit:  # their own refusal is sufficient
         row = find(name)
         if row is not None and row.refuses(kind, explicit[name]):
             setattr(args, name, full_parser(session.own_arguments).get_default(name))
@@ -86,15 +86,15 @@ def megatrons(
 
 
 def validate(args: Any, defaults: Mapping[str, Any], others: Sequence[str] = ()) -> None:
-    """Megatron's validation, which changes `args`.
+    """Run Megatron's validation, which changes `args`.
 
     Args:
         args: Megatron's arguments, parsed.
-        defaults: those of a script of its own, as Megatron's `args_defaults`.
-        others: problems that come in the same message.
+        defaults: the defaults of a custom script, as Megatron's `args_defaults`.
+        others: problems for the same message.
 
     Raises:
-        UserError: `others` and what Megatron refuses, a line each.
+        UserError: `others` and the refusals of Megatron, a line each.
     """
     before = copy.deepcopy(args)
     try:
@@ -106,10 +106,10 @@ def validate(args: Any, defaults: Mapping[str, Any], others: Sequence[str] = ())
 
 
 def refusals(args: Any, defaults: Mapping[str, Any]) -> list[str]:
-    """What Megatron's validation refuses, a line each; `args` are of no use afterwards.
+    """Return what Megatron's validation refuses, a line each; `args` must not be used afterwards.
 
-    Its checks are statements of one function, which is run here with each `assert` as a note; it ends at the first
-    error of another kind. Later notes may follow from earlier ones.
+    Its checks are statements of one function, which is executed here with each `assert` as a note; it ends at
+    the first error of another kind. Later notes can follow from earlier ones.
     """
     found: list[str] = []
 
@@ -120,13 +120,13 @@ def refusals(args: Any, defaults: Mapping[str, Any]) -> list[str]:
         noting(validate_args, note)(args, defaults=dict(defaults))
     except (AssertionError, ValueError) as error:
         found.append(one_refusal(error))
-    except Exception:  # follows from what was noted, or is for the validation itself to raise
+    except Exception:  # a consequence of the notes, or the validation itself raises it
         pass
     return list(dict.fromkeys(found))
 
 
 def noting(function: Callable[..., Any], note: Callable[[object, str], None]) -> Callable[..., Any]:
-    """The function with a call of `note` (message or None, the check) for each assertion that does not hold."""
+    """Return the function with a call of `note` (message or None, the check) for each failed assertion."""
 
     lines, first = inspect.getsourcelines(function)
     file = inspect.getsourcefile(function) or ""
@@ -147,12 +147,12 @@ def noting(function: Callable[..., Any], note: Callable[[object, str], None]) ->
 
 
 def one_refusal(error: Exception) -> str:
-    """An error of the validation as a line."""
+    """Return an error of the validation as a line."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     check = without_words(where.line or "", where.name, where.filename, where.lineno or 0)
     return f"{REFUSAL}{str(error) or check}"
 
 
 def without_words(check: str, function: str, file: str, line: int) -> str:
-    """A check of Megatron's that has no message, as its code has it."""
+    """Return the text for a check of Megatron without a message: its code."""
     return f"{check} does not hold ({function} in {file}, line {line})"

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, for the tests of job submission: `cluster` is the fixture."""
+"""A real Slurm of two nodes on this machine, for the tests of job submission: `running_cluster` starts it."""
 
 from tests.support.slurm_cluster.cluster import Cluster, running_cluster
 

@@ -1,8 +1,8 @@
-"""Starts munge, slurmctld and one slurmd a node in a folder of their own, and stops exactly those.
+"""Start munge, slurmctld and one slurmd per node in a separate folder, and stop exactly those.
 
-Needs root (slurmd switches users; the pretended GPUs are device nodes) and Debian's packages, which are installed
-with apt when they are missing. Nothing outside the folder is written. All nodes share 127.0.0.1 but have host names
-of their own.
+Needs root (slurmd switches users; the pretended GPUs are device nodes) and Debian's packages, which are
+installed with apt if they are missing. Nothing outside the folder is written. All nodes share 127.0.0.1 but
+have host names of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NoSlurmError(Exception):
 
 @dataclass
 class Cluster:
-    """A running cluster: `environment` is what its commands need."""
+    """A running cluster; its commands need `environment`."""
 
     home: Path
     nodes: int
@@ -42,35 +42,35 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a user of this cluster."""
+        """Environment of a user of this cluster."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
         return kept | {"SLURM_CONF": str(self.home / "slurm.conf"), "OMP_NUM_THREADS": "1"}
 
-    def call(self, *words: str, check: bool = True) -> str:
-        """The output of one of Slurm's commands."""
-        answer = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=240)
-        assert answer.returncode == 0 or not check, f"{words}: {answer.stderr}"
+    def call(self, *argv: str, check: bool = True) -> str:
+        """Run one of Slurm's commands and return its output."""
+        answer = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=240)
+        assert answer.returncode == 0 or not check, f"{argv}: {answer.stderr}"
         return answer.stdout
 
     def job(self, number: int | str) -> dict[str, str]:
-        """The output of `scontrol show job`; Slurm keeps finished jobs for an hour."""
+        """Return the output of `scontrol show job` as a dictionary; Slurm keeps finished jobs for an hour."""
         text = self.call("scontrol", "show", "job", "-o", str(number))
         pairs = (word.partition("=") for word in text.split())
         return {key: value for key, _, value in pairs}
 
     def wait(self, number: int | str, *states: str, seconds: float = 60) -> dict[str, str]:
-        """Wait until the job is in one of `states`."""
+        """Wait until the job is in one of `states`; return it."""
         self.until(lambda: self.job(number)["JobState"] in states, seconds, lambda: str(self.job(number)))
         return self.job(number)
 
     def until(
         self, true: Callable[[], object], seconds: float = 180, about: Callable[[], str] = lambda: ""
     ) -> None:
-        """Wait until `true()` is; an assertion with `about()` after `seconds`."""
+        """Wait until `true()` is true; fail with `about()` after `seconds`."""
         until(true, seconds, lambda: about() or self.queue(), pause=0.2)
 
     def queue(self) -> str:
-        """The queue as `squeue` prints it."""
+        """Return the queue as `squeue` prints it."""
         return self.call("squeue", "-o", "%i %j %T %r %k")
 
     def empty(self) -> None:
@@ -89,18 +89,18 @@ class Cluster:
         self._spawn("slurmctld", ["slurmctld", "-D", "-i", "-f", str(self.home / "slurm.conf")])
         for number in range(1, self.nodes + 1):
             (self.home / f"spool.n{number}").mkdir()
-            # namespaces of its own, so that `hostname` prints n1, n2, …, and each finds the others by name
+            # separate namespaces: `hostname` prints n1, n2, …, and each node finds the others by name
             rest = (
                 'hostname "$1"; mount --bind "$2/hosts" /etc/hosts; exec slurmd -D -N "$1" -f "$2/slurm.conf"'
             )
-            words = ["unshare", "--uts", "--mount", "bash", "-ec", rest, "_", f"n{number}", str(self.home)]
-            self._spawn(f"slurmd.n{number}", words)
+            argv = ["unshare", "--uts", "--mount", "bash", "-ec", rest, "_", f"n{number}", str(self.home)]
+            self._spawn(f"slurmd.n{number}", argv)
         self.until(self._all_idle, 60, self._complaints)
 
     def stop(self) -> None:
         """End the jobs, then the daemons, then remove the folder."""
         with contextlib.suppress(AssertionError, subprocess.SubprocessError, OSError):
-            self.empty()  # where that fails the daemons are ended all the same
+            self.empty()  # the daemons are ended even if that fails
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in reversed(self.processes.values()):
@@ -111,15 +111,15 @@ class Cluster:
                 process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def _spawn(self, name: str, words: Sequence[str]) -> None:
+    def _spawn(self, name: str, argv: Sequence[str]) -> None:
         with (self.home / f"{name}.out").open("wb") as output:
             self.processes[name] = subprocess.Popen(
                 [
                     "setpriv",
                     "--pdeathsig",
                     "TERM",
-                    *words,
-                ],  # where the tests are killed, the cluster ends too
+                    *argv,
+                ],  # if the tests are killed, the cluster ends too
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -169,7 +169,11 @@ class Cluster:
 
 
 def install() -> None:
-    """Install Slurm where it is missing. Raises `NoSlurmError` where that cannot be."""
+    """Install Slurm if it is missing.
+
+    Raises:
+        NoSlurmError: it cannot be installed.
+    """
     if os.geteuid() != 0:
         raise NoSlurmError("a Slurm of one's own needs root")
     if all(shutil.which(program) for program in PROGRAMS):
@@ -177,9 +181,9 @@ def install() -> None:
     if shutil.which("apt-get") is None:
         raise NoSlurmError("Slurm is not installed and there is no apt-get")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
+    for argv in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
         try:
-            answer = subprocess.run(["apt-get", *words], env=environment, capture_output=True, timeout=300)
+            answer = subprocess.run(["apt-get", *argv], env=environment, capture_output=True, timeout=300)
         except subprocess.TimeoutExpired:
             raise NoSlurmError("apt-get did not answer within five minutes") from None
     if answer.returncode != 0 or not all(shutil.which(program) for program in PROGRAMS):
@@ -190,7 +194,11 @@ def install() -> None:
 
 @functools.cache
 def running_cluster() -> Cluster:
-    """The one cluster of this process, stopped at its exit. Raises `NoSlurmError` where there can be none."""
+    """Return the one cluster of this process, which is stopped at its exit.
+
+    Raises:
+        NoSlurmError: no cluster can run here.
+    """
     install()
     home = Path(tempfile.mkdtemp(prefix="lrpath-slurm-"))
     home.chmod(0o755)

@@ -1,9 +1,9 @@
 """A stand-in for training and evaluation on a cluster: same files and signals, no torch. See `fake_python`.
 
-`FAKE_<run>` (with _ for -) makes a run misbehave at a step: `fail:N` an exception, `once:N` the same but only
-at the first start, `kill:N` SIGKILL, once, `error:N` a message of ours and status 2, `hold:N,M` all ranks
-wait at each of these steps until they are asked to stop or the run's folder has a file `go-on`. `FAKE_PACE` is
-the time of a step in seconds.
+`FAKE_<run>` (with _ for -) makes a run misbehave at a step: `fail:N` raises an exception, `once:N` the same
+but only at the first start, `kill:N` sends SIGKILL, once, `error:N` prints a message of ours with status 2,
+`hold:N,M` makes all ranks wait at each of these steps until they must stop or the run's folder has a file
+`go-on`. `FAKE_PACE` is the time of a step in seconds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ stop = False
 
 
 def note_signal(number: int, frame: Any) -> None:
-    """Save and stop at the next step."""
+    """Request to save and stop at the next step."""
     global stop
     stop = True
 
 
 def main(arguments: list[str]) -> None:
-    """What the real entry does with these arguments, as far as other processes can see."""
+    """Act on these arguments as the real entry does, as far as other processes can see."""
     options = dict(zip(arguments[::2], arguments[1::2], strict=False))
     plan = load_plan(options["--plan"])
     if "--runs" in options:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train(plan: Plan, run: Run) -> None:
-    """Step by step up to the run's end, from its newest checkpoint or its parent's."""
+    """Pretend to train up to the run's end, from its newest checkpoint or its parent's."""
     folder = plan.folder(run)
     root = folder / "checkpoints"
     tracker = root / "latest_checkpointed_iteration.txt"
@@ -57,9 +57,9 @@ def train(plan: Plan, run: Run) -> None:
     start = {"rank": RANK, "world": os.environ["WORLD_SIZE"], "step": step, "host": os.uname().nodename}
     start |= {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")}
     with (folder / "starts").open("a") as stream:
-        stream.write(json.dumps(start | {"words": sys.argv[1:], "time": time.time()}) + "\n")
+        stream.write(json.dumps(start | {"argv": sys.argv[1:], "time": time.time()}) + "\n")
     history = folder / "history.jsonl"
-    if RANK == 0 and history.exists():  # what came after the checkpoint is done again
+    if RANK == 0 and history.exists():  # the steps after the checkpoint are repeated
         rows = history.read_text().splitlines(keepends=True)
         history.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
     interval = int(plan.megatron.get("save_interval", 10**9))
@@ -88,7 +88,7 @@ def train(plan: Plan, run: Run) -> None:
 
 
 def misbehave(folder: Path, run: Run, step: int) -> None:
-    """Do what `FAKE_<run>` asks for: on the first rank, but for waiting."""
+    """Fail as `FAKE_<run>` requests, on the first rank only; `hold` applies to all ranks."""
     mode, _, at = os.environ.get(f"FAKE_{run.name.replace('-', '_')}", ":").partition(":")
     if not mode or step not in map(int, at.split(",")):
         return
@@ -113,7 +113,7 @@ def misbehave(folder: Path, run: Run, step: int) -> None:
 
 
 def save(root: Path, step: int) -> None:
-    """A checkpoint as Megatron leaves one; it takes as long as the run's folder has a file `saving`."""
+    """Write a checkpoint as Megatron does; wait while the run's folder has a file `saving`."""
     while (root.parent / "saving").exists():
         time.sleep(0.05)
     folder = root / f"iter_{step:07d}"
@@ -125,7 +125,7 @@ def save(root: Path, step: int) -> None:
 
 
 def evaluate(plan: Plan, key: str) -> None:
-    """An evaluation of the run `paradigm/name`."""
+    """Write an evaluation of the run `paradigm/name`."""
     paradigm, _, name = key.partition("/")
     run = plan.run(paradigm, name)
     row = {"step": run.last_step, "loss": 3.0, "perplexity": 20.1, "tokens": 100, "domains": {}}

@@ -48,11 +48,11 @@ class Site:
 
     @property
     def plan(self) -> Path:
-        """The plan file."""
+        """Path of the plan file."""
         return self.folder / "plan.yaml"
 
     def write_plan(self, *steps: int, output: str = "runs", interval: int = 1000) -> None:
-        """A plan with versions of these steps and the files that stand for their slices."""
+        """Write a plan with versions of these steps and slice files for it."""
         versions = ", ".join(
             f"{{name: v{number}, steps: {count}}}" for number, count in enumerate(steps, start=1)
         )
@@ -63,45 +63,45 @@ class Site:
             if not file.exists():
                 write_slice(file)
 
-    def lrpath(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def lrpath(self, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Call the command in the folder."""
         environment = self.cluster.environment | {"PYTHONPATH": str(ROOT)} | self.variables | variables
-        command = [sys.executable, "-m", "megatron_lrpath.cli", *words]
+        command = [sys.executable, "-m", "megatron_lrpath.cli", *argv]
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
         )
 
-    def submit(self, *words: str, **variables: str) -> dict[str, dict[str, Any]]:
-        """`lrpath submit`: its jobs by key."""
-        answer = self.lrpath("submit", "plan.yaml", "--json", *self.options, *words, **variables)
+    def submit(self, *argv: str, **variables: str) -> dict[str, dict[str, Any]]:
+        """Run `lrpath submit`; return its jobs by key."""
+        answer = self.lrpath("submit", "plan.yaml", "--json", *self.options, *argv, **variables)
         assert answer.returncode == 0, answer.stderr
         return {job["key"]: job for job in json.loads(answer.stdout)["jobs"]}
 
     def all_status(self) -> dict[str, Any]:
-        """`lrpath status --json`."""
+        """Return the output of `lrpath status --json`."""
         answer = self.lrpath("status", "plan.yaml", "--json")
         assert answer.returncode == 0, answer.stderr
         found: dict[str, Any] = json.loads(answer.stdout)
         return found
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """The runs of `lrpath status` by `paradigm/run`."""
+        """Return the runs of `lrpath status` by `paradigm/run`."""
         return {f"{row['paradigm']}/{row['run']}": row for row in self.all_status()["runs"]}
 
     def run_folder(self, key: str) -> Path:
-        """The folder of `paradigm/run`."""
+        """Return the folder of `paradigm/run`."""
         return self.folder / "runs" / key
 
     def steps(self, key: str) -> list[int]:
-        """The steps in the run's history."""
+        """Return the steps in the run's history."""
         return [row["step"] for row in read_lines(self.run_folder(key) / "history.jsonl")]
 
     def starts(self, key: str) -> list[dict[str, Any]]:
-        """The starts of a run by the stand-in, an entry a rank."""
+        """Return the recorded starts of a run by the stand-in, an entry per rank."""
         return read_lines(self.run_folder(key) / "starts")
 
     def go_on(self, key: str) -> None:
-        """Let a stand-in that was set to hold continue."""
+        """Let a stand-in continue that is holding."""
         (self.run_folder(key) / "go-on").touch()
 
     def finish(self, number: int, seconds: float = 90) -> dict[str, str]:
@@ -110,7 +110,7 @@ class Site:
 
 
 def write_slice(file: Path) -> None:
-    """A slice of a dataset of its own, without a token worth the name, for ten thousand steps."""
+    """Write a slice, and its dataset without real tokens, for ten thousand steps."""
     prefix = make_lengths_dataset(
         file.parent.with_name(f"{file.stem}_text_document"), [10_000] * 257, mark=crc32(file.stem.encode())
     )
@@ -120,13 +120,13 @@ def write_slice(file: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON objects, one a line; none where the file is not there yet."""
+    """Return the JSON objects of a file, one per line; none if the file does not exist yet."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def cluster_or_skip() -> Cluster:
-    """The cluster, or a skip with the reason."""
+    """Return the cluster, or skip the test with the reason."""
     try:
         return running_cluster()
     except NoSlurmError as error:
@@ -134,7 +134,7 @@ def cluster_or_skip() -> Cluster:
 
 
 def fake_site(folder: Path, name: str = "work", processes: int = 1) -> Site:
-    """A site whose trainings only pretend to train, on two nodes with `processes` each."""
+    """Return a site whose trainings only pretend to train, on two nodes with `processes` each."""
     cluster = cluster_or_skip()
     home = folder / name
     if home.exists():

@@ -1,4 +1,4 @@
-"""The real entry with a pause of SLOW_SECONDS before every step, so that tests can act while a run is under way."""
+"""The real entry with a pause of SLOW_SECONDS before every step, so that tests can act during a run."""
 
 from __future__ import annotations
 

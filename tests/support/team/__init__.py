@@ -14,7 +14,7 @@ GUIDE = ROOT / "docs" / "coming-from-megatron.md"
 
 
 def guide_hunks() -> list[tuple[str, str]]:
-    """(old, new) text of every hunk of the guide's diff."""
+    """Return (old, new) text of every hunk of the guide's diff."""
     diff = re.search(r"```diff\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert diff
     hunks = [hunk.strip("\n").split("\n") for hunk in diff.group(1).split("@@\n")]
@@ -24,7 +24,7 @@ def guide_hunks() -> list[tuple[str, str]]:
 
 
 def changed_script(source: Path) -> str:
-    """The text of a stock script with the guide's diff applied, each hunk where it fits exactly once."""
+    """Return the text of a stock script with the guide's diff applied; each hunk must fit exactly once."""
     text = source.read_text(encoding="utf-8")
     for old, new in guide_hunks():
         assert text.count(old + "\n") == 1, f"{source}: {old!r} stands there {text.count(old)} times"
@@ -32,9 +32,9 @@ def changed_script(source: Path) -> str:
     return text
 
 
-def main(words: list[str]) -> None:
-    """Run the script that the first word names with the others, as `python SCRIPT …` does."""
-    script, *rest = words
+def main(argv: list[str]) -> None:
+    """Run the script `argv[0]` with the other arguments, as `python SCRIPT …` does."""
+    script, *rest = argv
     sys.argv = [script, *rest]
     sys.path.insert(0, os.path.dirname(script))
     runpy.run_path(script, run_name="__main__")

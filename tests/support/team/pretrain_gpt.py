@@ -36,14 +36,14 @@ BATCH_KEYS = ["attention_mask", "labels", "loss_mask", "position_ids", "tokens"]
 
 
 def add_team_arguments(parser):
-    """The arguments of this team's script in addition to Megatron's."""
+    """Add the arguments of this team's script to Megatron's."""
     group = parser.add_argument_group("team")
     group.add_argument("--z-loss", type=float, default=0.0)
     return parser
 
 
 def get_batch(data_iterator, vp_stage=None):
-    """The next micro-batch: read by tensor-parallel rank 0, broadcast, split over context-parallel ranks."""
+    """Return the next micro-batch: read by tensor-parallel rank 0, broadcast, split for context parallel."""
     args = get_args()
     if not is_first_or_last_pipeline_stage(vp_stage):
         return [None] * len(BATCH_KEYS)
@@ -72,7 +72,7 @@ def get_batch(data_iterator, vp_stage=None):
 
 
 def loss_func(loss_mask, output_tensor):
-    """Masked sum of the token losses, the tokens, and both for the log."""
+    """Return the masked sum of the token losses, the number of tokens, and both for the log."""
     mask = loss_mask.view(-1).float()
     loss = torch.sum(output_tensor.view(-1).float() * mask)
     tokens = mask.sum().clone().detach().to(torch.int)
@@ -84,7 +84,7 @@ def loss_func(loss_mask, output_tensor):
 
 
 def forward_step(data_iterator, model, return_schedule_plan=False):
-    """One micro-batch through the model."""
+    """Run a micro-batch through the model."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with stimer(bdata=True):
@@ -98,7 +98,7 @@ def forward_step(data_iterator, model, return_schedule_plan=False):
 
 
 def train_valid_test_datasets_provider(train_val_test_num_samples, vp_stage=None):
-    """The team's own blend."""
+    """Return the datasets of the team's own blend."""
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -124,7 +124,7 @@ def train_valid_test_datasets_provider(train_val_test_num_samples, vp_stage=None
 
 
 def get_embedding_ranks(pp_ranks):
-    """The first stage, and the last where the embeddings are tied."""
+    """Return the first stage, and the last if the embeddings are tied."""
     core_transformer_config_from_args(get_args())
     tied = not get_args().untie_embeddings_and_output_weights
     return sorted({pp_ranks[0], *(pp_ranks[-1:] if tied else [])})

@@ -1,7 +1,7 @@
-"""A stand-in for Transformer Engine 2 on the CPU: what Megatron's layers need of it, in plain torch, without fp8.
+"""A stand-in for Transformer Engine 2 on the CPU: what Megatron's layers use, in plain torch, without fp8.
 
-Importable where this folder's parent is on the path (`tests/support/engine_fixtures.py`). It saves what Transformer
-Engine saves, and unpickles what it is given as Transformer Engine does.
+Importable if this folder's parent is on the path (`tests/support/engine_fixtures.py`). It saves the same
+state as Transformer Engine, and unpickles loaded state as Transformer Engine does.
 """
 
 from transformer_engine import common, pytorch

@@ -1,4 +1,4 @@
-"""What all frameworks share: the recipes of fp8."""
+"""Common parts of all frameworks: the recipes of fp8."""
 
 from transformer_engine.common import recipe
 

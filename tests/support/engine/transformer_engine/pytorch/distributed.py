@@ -8,10 +8,10 @@ from typing import Any
 
 
 class CudaRNGStatesTracker:
-    """Named by Megatron, not used."""
+    """Placeholder for a name that Megatron imports."""
 
 
 @contextmanager
 def activation_recompute_forward(**_: Any) -> Iterator[None]:
-    """Nothing is quantized, so that a second forward pass needs nothing of the first."""
+    """Do nothing: nothing is quantized, so a second forward pass needs no state of the first."""
     yield

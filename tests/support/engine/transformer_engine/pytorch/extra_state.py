@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-FORM = "STAND_IN_EXTRA_STATE"  # a variable of the environment: "bytes" for the form of version 1
+FORM = "STAND_IN_EXTRA_STATE"  # an environment variable: "bytes" for the form of version 1
 
 
 class ExtraState(torch.nn.Module):
-    """A module that saves a state of its own, empty without fp8, and takes any that is a pickle."""
+    """A module that saves an extra state, empty without fp8, and loads any pickle."""
 
     without_fp8: Any = None
     loaded: Any = None
 
     def get_extra_state(self) -> Any:
-        """What is saved: None in an archive in version 1, an empty tensor in 2; operations pickle `without_fp8`."""
+        """Return None in an archive (version 1), an empty tensor (2), or `without_fp8` pickled."""
         if self.without_fp8 is not None:
             return torch.frombuffer(bytearray(pickle.dumps(self.without_fp8)), dtype=torch.uint8)
         if os.environ.get(FORM) != "bytes":

@@ -4,4 +4,4 @@ from transformer_engine.pytorch.tensor import QuantizedTensor
 
 
 class Float8Tensor(QuantizedTensor):
-    """Named by Megatron, not used."""
+    """Placeholder for a name that Megatron imports."""

@@ -8,26 +8,26 @@ from typing import Any
 
 
 class FP8GlobalStateManager:
-    """What Megatron asks whether fp8 is on."""
+    """State that Megatron reads to find out whether fp8 is on."""
 
     @classmethod
     def is_fp8_enabled(cls) -> bool:
-        """Never."""
+        """Return False: there is no fp8."""
         return False
 
     @classmethod
     def is_fp8_calibration(cls) -> bool:
-        """Never."""
+        """Return False: there is no fp8."""
         return False
 
     @classmethod
     def reset(cls) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no state."""
 
 
 @contextmanager
 def fp8_autocast(enabled: bool = False, **_: Any) -> Iterator[None]:
-    """Only without fp8."""
+    """Do nothing, and raise NotImplementedError if fp8 is enabled."""
     if enabled:
         raise NotImplementedError("the stand-in has no fp8")
     yield

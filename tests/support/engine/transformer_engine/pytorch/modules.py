@@ -14,14 +14,14 @@ from transformer_engine.pytorch.parallel import Copied, Summed
 
 
 def parallel(parameter: Parameter, dimension: int) -> None:
-    """Mark a parameter as Megatron expects it of a tensor-parallel one."""
+    """Mark a parameter as tensor-parallel with the attributes that Megatron expects."""
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
     parameter.partition_dim = dimension  # type: ignore[attr-defined]
     parameter.partition_stride = 1  # type: ignore[attr-defined]
 
 
 class _Product(ExtraState):
-    """What `Linear` and `LayerNormLinear` share."""
+    """Common parts of `Linear` and `LayerNormLinear`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Product(ExtraState):
             parallel(self.weight, 0 if parallel_mode == "column" else 1)
 
     def product(self, inputs: torch.Tensor) -> Any:
-        """The product with the weight, over all ranks; the bias added, or next to it."""
+        """Return the product with the weight, over all ranks, with the bias added or separate."""
         if self.tp_group is not None and self.parallel_mode == "column":
             inputs = Copied.apply(inputs, self.tp_group)
         outputs = F.linear(inputs, self.weight)
@@ -73,7 +73,7 @@ class Linear(_Product):
     """A linear layer."""
 
     def forward(self, inputs: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
-        """[…, in] to […, out]."""
+        """Apply the layer, […, in] to […, out]."""
         return self.product(inputs)
 
 
@@ -97,12 +97,12 @@ class LayerNormLinear(_Product):
         self.layer_norm_weight = Parameter(torch.ones(in_features, dtype=named["params_dtype"]))
 
     def forward(self, inputs: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
-        """[…, in] to […, out]."""
+        """Apply the layer, […, in] to […, out]."""
         return self.product(F.rms_norm(inputs, inputs.shape[-1:], self.layer_norm_weight, self.eps))
 
 
 class RMSNorm(ExtraState):
-    """A norm, which in Transformer Engine 2 is an operation, whose state is an empty dictionary without fp8."""
+    """A norm; in Transformer Engine 2 it is an operation, whose state without fp8 is an empty dictionary."""
 
     without_fp8: Any = {}  # noqa: RUF012
 
@@ -114,13 +114,13 @@ class RMSNorm(ExtraState):
         self.weight = Parameter(torch.ones(normalized_shape, dtype=params_dtype))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Of the same shape."""
+        """Return the normalized inputs, of the same shape."""
         return F.rms_norm(inputs, inputs.shape[-1:], self.weight, self.eps)
 
 
 class LayerNorm(ExtraState):
-    """Named by Megatron, not used."""
+    """Placeholder for a name that Megatron imports."""
 
 
 class GroupedLinear(ExtraState):
-    """Named by Megatron, not used."""
+    """Placeholder for a name that Megatron imports."""

@@ -1,4 +1,4 @@
-"""The optimizer, which keeps one step count a parameter group, and operations on lists of tensors."""
+"""The optimizer, which keeps one step count per parameter group, and operations on lists of tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW as Transformer Engine's: each group with parameters has `step`, from the first update on."""
+    """AdamW like Transformer Engine's: each group with parameters has `step`, from the first update on."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class FusedAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, grad_scaler: Any = None) -> None:  # type: ignore[override]
-        """One update of all parameters with a gradient."""
+        """Update all parameters with a gradient."""
         for group in self.param_groups:
             if group["params"]:
                 group["step"] = group.get("step", 0) + 1
@@ -44,7 +44,7 @@ class FusedAdam(torch.optim.Optimizer):
                     self.update(parameter, group)
 
     def update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        """AdamW, in fp32."""
+        """Apply AdamW to a parameter, in fp32."""
         state, (beta1, beta2), gradient = self.state[parameter], group["betas"], parameter.grad.float()  # type: ignore[union-attr]
         for name in ("exp_avg", "exp_avg_sq"):
             if name not in state:
@@ -58,7 +58,7 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 class FusedSGD(torch.optim.SGD):
-    """Torch's."""
+    """SGD of torch."""
 
 
 def multi_tensor_applier(
@@ -69,12 +69,12 @@ def multi_tensor_applier(
 
 
 def multi_tensor_l2norm(_: int, __: Any, lists: Sequence[Sequence[torch.Tensor]], *___: Any) -> Any:
-    """The norm of all tensors together."""
+    """Return the norm of all tensors together, and None."""
     return torch.stack([tensor.float().norm() for tensor in lists[0]]).norm().view(1), None
 
 
 def multi_tensor_scale(_: int, __: Any, lists: Sequence[Sequence[torch.Tensor]], scale: float) -> None:
-    """The first list, scaled, into the second."""
+    """Write the first list, scaled, into the second."""
     for source, target in zip(*lists, strict=True):
         target.copy_(source * scale)
 

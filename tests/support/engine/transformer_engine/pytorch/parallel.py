@@ -1,4 +1,4 @@
-"""What tensor-parallel ranks exchange around a product whose weight they share out."""
+"""Exchanges between tensor-parallel ranks around a product whose weight they share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.distributed as dist
 
 
 class Copied(torch.autograd.Function):
-    """The same input on all ranks; its gradient is the sum of theirs."""
+    """The same input on all ranks; its gradient is the sum over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, group: Any) -> torch.Tensor:
-        """As it is."""
+        """Return the input unchanged."""
         ctx.group = group
         return inputs
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        """Summed over the ranks."""
+        """Return the gradient, summed over the ranks."""
         grad = grad.contiguous()
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
@@ -30,12 +30,12 @@ class Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, outputs: torch.Tensor, group: Any) -> torch.Tensor:
-        """Summed over the ranks."""
+        """Return the output, summed over the ranks."""
         outputs = outputs.contiguous()
         dist.all_reduce(outputs, group=group)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        """As it is."""
+        """Return the gradient unchanged."""
         return grad, None

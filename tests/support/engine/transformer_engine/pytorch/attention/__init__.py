@@ -36,7 +36,7 @@ class DotProductAttention(ExtraState):
         attn_mask_type: str = "causal",
         **_: Any,
     ) -> torch.Tensor:
-        """[sequence, batch, heads · width]."""
+        """Return the attention output as [sequence, batch, heads · width]."""
         if attn_mask_type != "causal" or mask is not None:
             raise NotImplementedError("the stand-in has causal attention alone")
         rows = [part.permute(1, 2, 0, 3) for part in (query, key, value)]

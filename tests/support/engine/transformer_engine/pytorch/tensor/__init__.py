@@ -4,4 +4,4 @@ import torch
 
 
 class QuantizedTensor(torch.Tensor):
-    """Named by Megatron, not used."""
+    """Placeholder for a name that Megatron imports."""
