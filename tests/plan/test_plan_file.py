@@ -216,6 +216,7 @@ REFUSED = [
     (", model: data/tokenizer.model", "", "8: tokenizer", "needs its model"),
     ("SentencePieceTokenizer", "NullTokenizer", "8: tokenizer", "give vocab_size"),
     ("slices: data/slices", "slices: ''", "9: data.slices", "must not be empty"),
+    ("slices: data/slices", f"slices: {'x/' * 2000}y", "9: data.slices", "leave room for the files"),
     (
         "valid: data/slices/valid",
         "valid: ./data//slices/v2",
@@ -271,6 +272,8 @@ REFUSED = [
     ("output: runs/quickstart", "\toutput: x", "13", "not YAML"),
     ("output: runs/quickstart", "output: 'x", "14", "not YAML"),
     ("output: runs/quickstart", "---\nname: other", "13", "not YAML"),
+    ("output: runs/quickstart", 'output: "\\U00110000"', "13", "an escape \\U beyond U+10FFFF"),
+    ("output: runs/quickstart", 'output: "\\UFFFFFFFF"', "13", "an escape \\U beyond U+10FFFF"),
     ("output: runs/quickstart", "output: \x07", "13", "a character that YAML does not allow"),
 ]
 
