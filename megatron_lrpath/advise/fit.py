@@ -16,7 +16,7 @@ from megatron_lrpath.advise.curves import F64, I64, Curve, Drops, Scale, join_dr
 NAME = "multi-power law"
 PARAMETERS = ("ln L0", "ln A", "ln a", "ln B", "ln C", "ln b", "g", "d")
 """S is in units of `Scale.area` and η in units of `Scale.max_lr`, so A and B are in nats."""
-POWER, SPEED = PARAMETERS.index("ln a"), PARAMETERS.index("ln C")
+POWER, SPEED, BEND = (PARAMETERS.index(name) for name in ("ln a", "ln C", "ln b"))
 BOUNDS = np.array(
     [(-12, 6), (-12, 6), (-4.6, 1.4), (-12, 6), (-6, 14), (-4, 3), (-0.5, 1.5), (-0.5, 1.5)], float
 )
@@ -63,29 +63,22 @@ def law(parameters: F64, read: Drops) -> F64:
 
     One call for all fits of a bootstrap takes a fraction of the time of a call for each.
     """
-    floor, scale, power, gain = np.exp(parameters[:, :4]).T[..., None]
-    _, _, left = _bases(parameters, read)
-    sets, n = len(parameters), len(read.forward)
-    rows = (np.arange(sets)[:, None] * n + read.row).ravel()
-    lowered = np.bincount(rows, weights=(read.size * (1.0 - left)).ravel(), minlength=sets * n).reshape(
-        sets, n
-    )
-    return floor + scale * read.forward**-power - gain * read.forward ** -parameters[:, 7:] * lowered
+    terms = Terms.of(parameters, read)
+    return terms.floor + terms.falling - terms.annealed
 
 
 def loss_and_slopes(parameters: F64, read: Drops) -> tuple[F64, F64]:
     """Return the losses [n] in nats and their derivatives [n, parameters]."""
-    floor, scale, power, gain, _, bend = np.exp(parameters[:6])
+    power, bend = np.exp(parameters[[POWER, BEND]])
     logs = np.log(read.forward)
-    falling = scale * read.forward**-power
-    shrunk = gain * read.forward ** -parameters[7]
-    argument, log_base, left = (terms[0] for terms in _bases(parameters[None], read))
+    terms = Terms.of(parameters[None], read)
+    floor, falling, annealed = terms.floor[0], terms.falling[0], terms.annealed[0]
+    argument, log_base, left = terms.argument[0], terms.log_base[0], terms.left[0]
     steep = read.size * bend * left * argument / (1.0 + argument)  # d/d ln argument
 
     def summed(values: F64) -> F64:
-        return shrunk * np.bincount(read.row, weights=values, minlength=len(logs))
+        return terms.shrunk[0] * np.bincount(read.row, weights=values, minlength=len(logs))
 
-    annealed = summed(read.size * (1.0 - left))
     slopes = [
         np.full_like(logs, floor),
         falling,
@@ -99,12 +92,43 @@ def loss_and_slopes(parameters: F64, read: Drops) -> tuple[F64, F64]:
     return floor + falling - annealed, np.stack(slopes, axis=1)
 
 
-def _bases(parameters: F64, read: Drops) -> tuple[F64, F64, F64]:
-    """Return C·η^(−g)·S of every drop, ln(1 + that), and (1 + that)^(−b), each [sets, drops]."""
-    speed, bend = np.exp(parameters[:, 4:6]).T[..., None]
-    argument = speed * np.exp(-parameters[:, 6:7] * np.log(read.rate)) * read.since
-    log_base = np.log1p(argument)
-    return argument, log_base, np.exp(-bend * log_base)
+@dataclass(frozen=True)
+class Terms:
+    """Terms of the law, loss = floor + falling − annealed (nats).
+
+    `floor`: L0, [sets, 1]. `falling`: A·S^(−a), [sets, n]. `annealed`: the reduction by the drops of the rate,
+    [sets, n], which is `shrunk` = B·S^(−d) times the sum of size·(1 − left) over the drops before a point. Of each
+    drop, [sets, drops]: `argument` = C·η^(−g)·S, `log_base` = ln(1 + argument), `left` = (1 + argument)^(−b).
+    """
+
+    floor: F64
+    falling: F64
+    annealed: F64
+    shrunk: F64
+    argument: F64
+    log_base: F64
+    left: F64
+
+    @classmethod
+    def of(cls, parameters: F64, read: Drops) -> Terms:
+        """Compute the terms for several sets of parameters, [sets, parameters]."""
+        floor, scale, power, gain, speed, bend = np.exp(parameters[:, :6]).T[..., None]
+        argument = speed * np.exp(-parameters[:, 6:7] * np.log(read.rate)) * read.since
+        log_base = np.log1p(argument)
+        left = np.exp(-bend * log_base)
+        sets, n = len(parameters), len(read.forward)
+        rows = (np.arange(sets)[:, None] * n + read.row).ravel()
+        lowered = np.bincount(rows, weights=(read.size * (1.0 - left)).ravel(), minlength=sets * n)
+        shrunk = gain * read.forward ** -parameters[:, 7:]
+        return cls(
+            floor=floor,
+            falling=scale * read.forward**-power,
+            annealed=shrunk * lowered.reshape(sets, n),
+            shrunk=shrunk,
+            argument=argument,
+            log_base=log_base,
+            left=left,
+        )
 
 
 def gains(parameters: F64, read: Drops) -> F64:

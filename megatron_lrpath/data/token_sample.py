@@ -34,7 +34,9 @@ class Sample:
 
 
 class Samples:
-    """Samples of datasets; cached in `folder`, if it exists and is writable, by file, size and time."""
+    """Samples of datasets; cached in `folder`, if the folder around it exists and is writable, by file, size
+    and time.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = None if folder is None else folder / CACHE
@@ -60,7 +62,7 @@ class Samples:
         sample = look(path, np.dtype(header.dtype))
         self._known = {name: value for name, value in self._known.items() if not name.startswith(f"{path} ")}
         self._known[key] = [sample.ids, sample.smallest, sample.largest]
-        if self._path is not None:
+        if self._path is not None and self._path.parent.parent.is_dir():
             with suppress(OSError):
                 atomic_write_json(self._path, self._known)
         return sample

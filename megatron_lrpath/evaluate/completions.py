@@ -60,15 +60,32 @@ def places(validation: Any) -> list[int]:
 
 
 def sampled(validation: Any, sample: int, tokenizer: Any) -> Prompt:
-    """Return the beginning of a sample's longest part of one document, at most half of the sequence."""
+    """Return the beginning of a sample's longest part of one document, at most half of the sequence.
+
+    A sample may begin inside a document, and inside a word: the first part then begins with its first whole word.
+    """
     pieces: list[list[int]] = [[]]
     for token in validation[sample]["tokens"].tolist():
         if token == tokenizer.eod:
             pieces.append([])
         else:
             pieces[-1].append(token)
+    pieces[0] = from_whole_word(pieces[0], tokenizer)
     tokens = max(pieces, key=len)[: min(PROMPT_TOKENS, get_args().seq_length // 2)]
     return Prompt(str(tokenizer.detokenize(tokens)), tokens, validation.domain_of(sample))
+
+
+def from_whole_word(tokens: list[int], tokenizer: Any) -> list[int]:
+    """Return the tokens from the first one whose text begins with white space; all if there is none."""
+    for at in range(1, len(tokens)):
+        # A tokenizer may drop the white space at the beginning of a text, but not inside it.
+        before, both = (
+            tokenizer.detokenize(tokens[at - 1 : at]),
+            tokenizer.detokenize(tokens[at - 1 : at + 1]),
+        )
+        if both.startswith(before) and both[len(before) :][:1].isspace():
+            return tokens[at:]
+    return tokens
 
 
 def complete(model: list[Any], prompts: Sequence[Prompt]) -> list[Completion]:

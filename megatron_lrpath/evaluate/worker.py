@@ -13,7 +13,7 @@ from megatron_lrpath.exits import BAD_INPUT, leave_at_once
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import Target
-from megatron_lrpath.training.machine import DEVICES, activate, choose_device
+from megatron_lrpath.training.machine import DEVICES, activate, choose_device, lasting_imports
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> None:
             targets = [Target.named(plan, name) for name in args.runs]
             device = choose_device(args.device)
             activate(device)
-            from megatron_lrpath.evaluate import (
-                perplexity,  # imports Megatron: only once the device is activated
-            )
+            with lasting_imports():
+                # imports Megatron, which the device must precede
+                from megatron_lrpath.evaluate import perplexity
 
             perplexity.evaluate_targets(plan, targets, device, extra, args.again)
     except UserError as error:

@@ -12,10 +12,11 @@ from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS, SCRATCH
-from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan.wording import beginning_text, mix_text, replay_text, step_tokens_text
 from megatron_lrpath.runs.checkpoints import present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
+from megatron_lrpath.runs.lineage import changes
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
 from megatron_lrpath.wording import listing
@@ -25,7 +26,8 @@ from megatron_lrpath.wording import listing
 class Origin:
     """The known facts of an exported model: run and plan if it has them, its records, its data.
 
-    `checkpoint` is the fingerprint of the exported checkpoint.
+    `checkpoint` is the fingerprint of the exported checkpoint. `changes` are the settings of the plan that were
+    changed since the training.
     """
 
     step: int
@@ -35,10 +37,15 @@ class Origin:
     evaluation: dict[str, Any] | None = None
     tokens_by_domain: dict[str, dict[str, int]] = field(default_factory=dict)  # version -> domain -> tokens
     checkpoint: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
-    """Return the facts of the run from the plan, the run's folder and its slices."""
+    """Return the facts of the run from the plan, the run's folder and its slices.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
     folder = plan.folder(run)
     for problem in inspect(folder)[0]:
         warn(f"{folder}: {problem}; the model card does without it.")
@@ -49,7 +56,38 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     except UserError:  # the slices are missing
         tokens = {}
     checkpoint = present_fingerprint(RunFolder(folder).checkpoints, step)
-    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens, checkpoint)
+    return Origin(
+        step,
+        plan,
+        run,
+        lineage,
+        fresh_evaluation(folder, step),
+        tokens,
+        checkpoint,
+        changed_since(plan, run, lineage or {}),
+    )
+
+
+def changed_since(plan: Plan, run: Run, lineage: dict[str, Any]) -> tuple[str, ...]:
+    """Return the settings of the plan that were changed since the run was trained; warn about them.
+
+    Raises:
+        UserError: the run's folder holds another run.
+    """
+    folder, identity = plan.folder(run), lineage.get("identity")
+    trained = identity.get("run") if isinstance(identity, dict) else None
+    if trained is not None and trained != run_identity(plan, run)["run"]:
+        raise UserError(
+            f"{folder}: holds the run {trained}, not {run.name}, by its {RunFolder(folder).lineage.name}; "
+            "move the folder back to its own name"
+        )
+    found = changes(folder, lineage, plan, run)
+    if found:
+        warn(
+            f"{folder}: the plan was changed since this run was trained ({listing(found[:2])}); the model card lists "
+            "the changes."
+        )
+    return tuple(found)
 
 
 def model_card(
@@ -147,7 +185,7 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
         )
     parent = plan.run(run.paradigm, run.parent.run)
     version = training(plan, parent, Origin(parent.last_step))
-    return "## Fine-tuning\n\n" + table(("", ""), rows) + "\n" + version
+    return "## Fine-tuning\n\n" + table(("", ""), rows) + changed(origin) + "\n" + version
 
 
 def trained_on(plan: Plan, run: Run, step: int) -> str:
@@ -196,7 +234,15 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     ]
     if replays and run.kind != SCRATCH.name:
         rows.append(("samples of earlier versions read again", "; ".join(replays)))
-    return "## Training\n\n" + table(("", ""), rows)
+    return "## Training\n\n" + table(("", ""), rows) + changed(origin)
+
+
+def changed(origin: Origin) -> str:
+    """Return the settings that the table has from the plan and the model was trained without; empty for none."""
+    if not origin.changes:
+        return ""
+    lines = "".join(f"- {one}\n" for one in origin.changes)
+    return f"\nThe plan was changed since the training; `was` is what the model was trained with:\n\n{lines}"
 
 
 def data_table(origin: Origin) -> str:

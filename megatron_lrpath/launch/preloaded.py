@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -48,9 +47,6 @@ def sources() -> dict[str, int | None]:
 
 
 quiet()
-gc.disable()
-import_everything()
+with machine.lasting_imports():
+    import_everything()
 SOURCES = sources()
-# The imported objects live as long as the process: collections in the forks skip them and copy no pages.
-gc.freeze()
-gc.enable()

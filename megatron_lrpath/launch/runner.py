@@ -273,9 +273,10 @@ class Runner:
     def _ended(self, state: TaskState, process: RunProcess, status: int) -> None:
         task = state.task
         if status != 0 or not task.complete:
+            log = process.log if process.log.exists() else "none; the process ended before it created one"
             raise RunFailedError(
                 f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
-                f"  log: {process.log}\n"
+                f"  log: {log}\n"
                 f"  {how_to_go_on(task, status)}",
                 BAD_INPUT if status == BAD_INPUT else FAILED,
             )

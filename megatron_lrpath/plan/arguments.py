@@ -11,11 +11,12 @@ import functools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.reading import read_json
+from megatron_lrpath.schedule.styles import within
 from megatron_lrpath.wording import nearest
 
 TABLE_FILE = Path(__file__).with_name("megatron_arguments.toml")
@@ -86,15 +87,23 @@ class Argument:
 @functools.cache
 def table() -> dict[str, Argument]:
     """Return every argument by its destination."""
-    classes = {
-        name: group
-        for group in tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["group"]
-        for name in group["names"].split()
+    rows = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))
+    classes = {name: group for group in rows["group"] for name in group["names"].split()}
+    bounds = {
+        name: {limit: row[limit] for limit in LIMITS if limit in row}
+        for row in rows["range"]
+        for name in row["names"].split()
     }
     forms: dict[str, dict[str, Form]] = {name: {} for name in classes}
     for fact in parser_facts():
         for spelling in fact["options"]:
-            form = Form(spelling, fact["type"], fact.get("nargs"), tuple(fact.get("choices", ())))
+            form = Form(
+                spelling,
+                fact["type"],
+                fact.get("nargs"),
+                tuple(fact.get("choices", ())),
+                bounds.get(fact["name"], {}) if fact["type"] in ("int", "float") else {},
+            )
             forms.setdefault(fact["name"], {})[spelling.replace("-", "_")] = form
     return {name: _argument(name, group, forms[name]) for name, group in classes.items()}
 
@@ -150,6 +159,13 @@ def option_hint(option: str) -> str:
 
 _CONVERT: dict[str, Callable[[str], object]] = {"int": int, "float": float, "text": str}
 _KINDS = {"int": "a whole number", "float": "a number", "text": "text"}
+LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+"""The limits of a range, as in JSON schemas, in words."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +177,14 @@ class Form:
         type: flag, int, float or text (including text with a format of Megatron's own).
         nargs: None for one value, a number, `+` or `*`.
         choices: the possible values; empty if any is accepted.
+        bounds: the range of a number, by the keys of `LIMITS`; empty if any is accepted.
     """
 
     spelling: str
     type: str
     nargs: int | str | None
     choices: tuple[Any, ...]
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     def problem(self, value: Any) -> str | None:
         """Return the problem with a value in a plan; None if the parser accepts it. false omits the option."""
@@ -199,6 +217,9 @@ class Form:
         if self.choices and converted not in self.choices:
             known = [str(one) for one in self.choices]
             return f"{value!r} is none of {', '.join(known)}{nearest(text, known)}"
+        if isinstance(converted, int | float) and not within(converted, self.bounds):
+            limits = [f"{LIMITS[limit]} {bound:g}" for limit, bound in self.bounds.items()]
+            return f"must be {' and '.join(limits)}, not {text}"
         return None
 
     def schema(self, allowed: tuple[Any, ...] = (), refused: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -211,6 +232,7 @@ class Form:
             {"enum": [one for one in allowed or self.choices if one not in refused]}
             if self.choices
             else {"type": {"int": ["integer"], "float": ["number"], "text": ["string", "number"]}[self.type]}
+            | {**self.bounds}
         )
         numbers = [{"type": "string"}] if self.type in ("int", "float") and not self.choices else []
         one = [item, *numbers, {"const": False}]

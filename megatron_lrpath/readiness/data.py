@@ -189,10 +189,14 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
     """Check that the tokenizer loads, and report the number of its tokens."""
     kind, model, size = plan.tokenizer.type, plan.tokenizer.model, plan.tokenizer.vocab_size
     try:
-        found = tokens_of(kind, model) or size
+        own = tokens_of(kind, model)
     except UserError as error:
         missing = not Path(model or "").exists()
         return Finding("tokenizer", FAILED, str(error), is_missing=missing), size or USUAL_VOCABULARY
+    if own is not None and size not in (None, own):
+        text = f"{model} has {own:,} tokens; vocab_size {size:,} of the plan is not used"
+        return Finding("tokenizer", WARNING, text), own
+    found = own or size
     if found is None:
         return Finding("tokenizer", OK, f"{kind}: looked into when a training starts"), USUAL_VOCABULARY
     return Finding("tokenizer", OK, f"{kind}: {found:,} tokens"), found

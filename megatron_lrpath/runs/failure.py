@@ -190,6 +190,7 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
     """Return the failure of this process for an exception; `step` is the last finished step."""
     message = one_line(str(error))
     if isinstance(error, UserError):
+        message = joined(str(error))
         return here(USER, message, step=step, status=2, calling_again_helps=False)
     if isinstance(error, TrainingStoppedError):
         return here(STOPPED, message, step=step, calling_again_helps=error.calling_again_helps)
@@ -256,6 +257,13 @@ def signal_name(number: int) -> str:
 def one_line(text: str) -> str:
     """Return the first non-empty line of a message."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:MAX_CHARACTERS]
+
+
+def joined(text: str) -> str:
+    """Return all lines of a message in one: a heading with `:` precedes the others, which `;` separates."""
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
+    ended = [line if line[-1] in ":;" else line.removesuffix(".") + ";" for line in lines[:-1]]
+    return " ".join([*ended, *lines[-1:]])[:MAX_CHARACTERS]
 
 
 def now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -56,13 +55,10 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
     device = machine.choose_device(early.device)
     machine.activate(device)
     set_single_process_environment(is_run=early.plan is not None or any("--lr-path" in word for word in argv))
-    gc.disable()  # imported objects live as long as the process: no collection visits them, now or later
-    with nullcontext() if asks_for_wandb(argv, early.plan) else without("wandb"):
-        from megatron_lrpath.training.session import (
-            Session,
-        )  # imports Megatron, after the choice of the device
-    gc.freeze()
-    gc.enable()
+    wandb = nullcontext() if asks_for_wandb(argv, early.plan) else without("wandb")
+    with machine.lasting_imports(), wandb:
+        # imports Megatron, after the choice of the device
+        from megatron_lrpath.training.session import Session
 
     return Session(device, exits, signals, ahead)
 

@@ -22,6 +22,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS, SCRATCH
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.readiness.output import run_changes
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.lineage import newest_step
 from megatron_lrpath.runs.state import read_state
@@ -206,7 +207,12 @@ def trace(plan: Plan, slices: PlanSlices, wanted: Wanted) -> list[Seen]:
     """Return what each run has read of the documents, parents before children; runs without any are omitted.
 
     Fine-tunings read other data; they are listed if their base model has read the documents.
+
+    Raises:
+        UserError: a run was trained under other settings or slices than the plan's, which do not show what it has
+            read.
     """
+    require_as_trained(plan, slices)
     numbers = [sample_numbers(one, wanted, plan.batch.seq_length, plan.seed) for one in slices.versions]
     positions = chained_positions(plan, numbers)
     found: dict[str, Seen] = {}
@@ -218,6 +224,17 @@ def trace(plan: Plan, slices: PlanSlices, wanted: Wanted) -> list[Seen]:
         if steps or inherits:
             found[task.key] = seen(task, steps, task.parent if inherits else None)
     return list(found.values())
+
+
+def require_as_trained(plan: Plan, slices: PlanSlices) -> None:
+    """Raise UserError if a run with a checkpoint was trained under other settings or slices than the plan's."""
+    by_name = {one.name: one for one in slices.versions}
+    for task in build_tasks(plan, PARADIGMS):
+        if found := run_changes(plan, task.run, by_name):
+            raise UserError(
+                f"{task.folder}: was trained under other settings than the plan's ({listing(found[:2])}), which decide "
+                "what it has read; trace with the plan and the slices that it was trained with"
+            )
 
 
 def has_by(one: Seen, step: int) -> bool:

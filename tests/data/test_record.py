@@ -271,6 +271,12 @@ def test_data_without_a_record_are_used_with_one_line(
     assert "nfkc" in "".join(tokenizer_problems(plan_of(foreign, OTHER_MODEL)).problems)
 
 
+def test_a_mistyped_folder_of_slices_is_not_made(foreign: Path) -> None:
+    data = {"slices": str(foreign / "slcies"), "valid": str(foreign / "slices/valid")}
+    assert tokenizer_problems(plan_of(foreign, data=data)).notes
+    assert not (foreign / "slcies").exists()
+
+
 def test_ids_beyond_the_vocabulary_are_refused(foreign: Path) -> None:
     small = smaller_model(foreign / "small.model")
     for _ in range(2):  # the second time from the cache

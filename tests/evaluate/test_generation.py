@@ -166,6 +166,39 @@ def test_an_evaluation_leaves_completions_that_the_report_shows(trained: Path) -
     assert "the plan" in text
 
 
+class Pieces:
+    """A tokenizer whose tokens are text pieces, and which drops white space at the beginning of a text."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces = pieces
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """Return the text of tokens, which are positions in `pieces`."""
+        return "".join(self.pieces[token] for token in tokens).lstrip()
+
+
+def write_prompts(words: list[str]) -> None:
+    """Write to the file `words[0]` the prompts from inside documents of the pieces in `words[1]`."""
+    from megatron_lrpath.training import machine
+
+    machine.activate("cpu")
+    from megatron_lrpath.evaluate.completions import from_whole_word
+
+    tokenizers = [Pieces(pieces) for pieces in json.loads(words[1])]
+    prompts = [
+        tokenizer.detokenize(from_whole_word(list(range(len(tokenizer.pieces))), tokenizer))
+        for tokenizer in tokenizers
+    ]
+    Path(words[0]).write_text(json.dumps(prompts))
+
+
+def test_a_prompt_from_inside_a_document_begins_with_a_whole_word(tmp_path: Path) -> None:
+    pieces = [["ing", ",", " the", " plan"], ["ing", "\n", "the"], [" a", " plan"], ["un", "broken"]]
+    written = tmp_path / "prompts.json"
+    launch("tests.evaluate.test_generation:write_prompts", [str(written), json.dumps(pieces)]).ok()
+    assert json.loads(written.read_text()) == ["the plan", "the", "plan", "unbroken"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["--tensor-model-parallel-size", "--pipeline-model-parallel-size"])
 def test_two_ranks_write_the_same(trained: Path, layout: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
-from megatron_lrpath.export.card import Origin, evaluation, origin_of
+from megatron_lrpath.export.card import Origin, evaluation, origin_of, training
 from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
 from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.folder import refuse_target
@@ -26,6 +26,7 @@ from megatron_lrpath.files import appearing_folder
 from megatron_lrpath.plan import load_plan
 from tests.support.export_worker import transformers_model, weights
 from tests.support.training_fixtures import MODEL, launch, make_plan, run_words, train
+from tests.support.years_tree import train as train_tree
 from tools.import_hf import common_state, extra_states
 
 SMALL = Architecture("llama", 2, 32, 48, 4, 2, 8, 101, 64, 10000.0, 1e-5, tied=False)
@@ -254,6 +255,25 @@ def test_the_card_shows_the_evaluation_of_that_step_only(tmp_path: Path) -> None
     assert origin_of(plan, run, 6).evaluation == found
     assert origin_of(plan, run, 3).evaluation is None
     assert list(origin_of(plan, run, 6).tokens_by_domain) == ["v1"]
+
+
+def test_the_card_lists_what_was_changed_in_the_plan_since(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_plan(tmp_path)
+    plan = load_plan(path)
+    for run in plan.runs("ours"):
+        train_tree(plan, run, [run.last_step], plan.parent_of(run) if run.parent else None)
+    path.write_text(path.read_text().replace("seed: 7", "seed: 8"))
+    plan = load_plan(path)
+    run = plan.run("ours", "branch-v1")
+    origin = origin_of(plan, run, 6)
+    assert "the plan was changed since this run was trained (seed: was 7, is 8)" in capsys.readouterr().err
+    assert "\n- seed: was 7, is 8\n" in training(plan, run, origin)
+    plan.folder(run).rename(tmp_path / "one")
+    plan.folder(plan.run("ours", "branch-v2")).rename(plan.folder(run))
+    with pytest.raises(UserError, match="holds the run branch-v2, not branch-v1"):
+        origin_of(plan, run, 6)
 
 
 def test_the_card_shows_perplexities_by_set_and_domain() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from megatron_lrpath.plan.arguments import (
     REFUSED,
     SET,
     START,
+    TABLE_FILE,
     Argument,
     by_option,
     find,
@@ -35,14 +37,20 @@ ONCE_NEUTRAL = """
     use_megatron_fsdp error_injection_rate inprocess_restart non_persistent_ckpt_type adlr_autoresume
     micro_batch_size tensorboard_dir peak_tflops cuda_graph_impl disable_tp_comm_overlap_ag
 """
+FITTING = {  # with the other values of the plan
+    "save_retain_interval": 500,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 512,
+}
 ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().items())]
 
 
 def value_for(argument: Argument, option: str) -> Any:
     """Return a value that the parser accepts for an option, and that the table allows if it allows any."""
     form = argument.forms[option]
-    if option == "save_retain_interval":
-        return 500  # a multiple of Megatron's save_interval
+    if option in FITTING:
+        return FITTING[option]
     if form.type == "flag":
         return True
     choices = [one for one in argument.allowed or form.choices if one not in argument.refused_values] or [
@@ -127,6 +135,16 @@ def test_every_value_that_is_refused_is_refused_in_a_plan(tmp_path: Path) -> Non
         assert f"megatron.{name}: cannot be set in a plan" in error_of(tmp_path, "megatron", **{name: value})
 
 
+def test_every_range_is_of_a_number_of_megatrons() -> None:
+    rows = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["range"]
+    names = [name for row in rows for name in row["names"].split()]
+    assert len(names) == len(set(names))
+    for name in names:
+        forms = [form for form in table()[name].forms.values() if form.type != "flag"]
+        assert forms
+        assert all(form.bounds for form in forms)
+
+
 def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) -> None:
     model = {"num_layer": 2, "hidden_size": 32, "num_attention_heads": 4}
     with pytest.raises(
@@ -145,6 +163,12 @@ def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) ->
         ("megatron", {"save_interval": True}, "needs a whole number, not true"),
         ("megatron", {"save_interval": [1, 2]}, "takes one value (a whole number), not a list"),
         ("megatron", {"clip_grad": "nan"}, "must be a finite number, not nan"),
+        ("megatron", {"adam_beta2": 1.5}, "must be at least 0 and below 1, not 1.5"),
+        ("megatron", {"log_interval": 0}, "must be at least 1, not 0"),
+        ("megatron", {"weight-decay": "-0.1"}, "must be at least 0, not -0.1"),
+        ("model", {"attention_dropout": 1.5}, "must be at least 0 and at most 1, not 1.5"),
+        ("model", {"num_layers": 0}, "must be at least 1, not 0"),
+        ("branch_megatron", {"adam_eps": -1}, "must be at least 0, not -1"),
         ("megatron", {"bf16": 1}, "is a flag: give true or false, not 1"),
         (
             "megatron",
@@ -243,7 +267,8 @@ def test_a_launch_script_is_read_with_arguments_in_any_place() -> None:
 
 
 def test_what_follows_a_command_is_checked_before_it_starts() -> None:
-    line = "--no-save-optim --save-interval abc --log-interval 5 --run main --min-lr -1e-5 --own 3 --optimizer sgd"
+    line = "--no-save-optim --save-interval abc --log-interval 5 --run main --min-lr -1e-5 --own 3 --optimizer sgd "
+    line += "--adam-beta1 1"
     assert [problem.split(":")[0] for problem in line_problems(line.split())] == [
-        "--no-save-optim", "--save-interval", "--run", "--optimizer sgd",
+        "--no-save-optim", "--save-interval", "--run", "--optimizer sgd", "--adam-beta1",
     ]  # fmt: skip

@@ -166,6 +166,25 @@ REFUSED = [
     ("model: tiny", "model: {recipe: tiny, --num-layers: 1}", "3: model.--num-layers", "without the dashes"),
     ("model: tiny", "model: {num-layers: 1, num_layers: 1}", "3: model.num_layers", "given twice"),
     ("model: tiny", "model: {recipe: tiny, spec: {a: b}}", "3: model.spec", "not a mapping"),
+    (
+        "model: tiny",
+        "model: {recipe: tiny, num-attention-heads: 3}",
+        "3: model.num-attention-heads",
+        "hidden_size 128 is not a multiple of num_attention_heads 3",
+    ),
+    (
+        "model: tiny",
+        "model: {recipe: tiny, group_query_attention: true, num_query_groups: 3}",
+        "3: model.num_query_groups",
+        "num_attention_heads 4 is not a multiple of num_query_groups 3",
+    ),
+    (
+        "model: tiny",
+        "model: {recipe: tiny, max_position_embeddings: 100}",
+        "3: model.max_position_embeddings",
+        "fewer than batch.seq_length 256",
+    ),
+    ("seed: 1234", "megatron: {bf16: true, fp16: true}", "2: megatron.fp16", "one precision"),
     ("model: tiny", "model:", "3: model", "'model' is missing"),
     ("style: cosine", "style: cosin", "4: schedule.style", "did you mean 'cosine'?"),
     ("style: cosine", "style: 5", "4: schedule.style", "must be text, not 5; put it in quotes"),
@@ -216,6 +235,7 @@ REFUSED = [
     (", model: data/tokenizer.model", "", "8: tokenizer", "needs its model"),
     ("SentencePieceTokenizer", "NullTokenizer", "8: tokenizer", "give vocab_size"),
     ("slices: data/slices", "slices: ''", "9: data.slices", "must not be empty"),
+    ("slices: data/slices", f"slices: {'x/' * 2000}y", "9: data.slices", "leave room for the files"),
     (
         "valid: data/slices/valid",
         "valid: ./data//slices/v2",
@@ -271,6 +291,8 @@ REFUSED = [
     ("output: runs/quickstart", "\toutput: x", "13", "not YAML"),
     ("output: runs/quickstart", "output: 'x", "14", "not YAML"),
     ("output: runs/quickstart", "---\nname: other", "13", "not YAML"),
+    ("output: runs/quickstart", 'output: "\\U00110000"', "13", "an escape \\U beyond U+10FFFF"),
+    ("output: runs/quickstart", 'output: "\\UFFFFFFFF"', "13", "an escape \\U beyond U+10FFFF"),
     ("output: runs/quickstart", "output: \x07", "13", "a character that YAML does not allow"),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.launch import local
+from tests.support import GOLDEN
 from tests.support.training_fixtures import make_plan
 
 CLUSTER = ["--nodes", "1", "--gpus-per-node", "0", "--dry-run"]
@@ -101,6 +102,20 @@ def test_a_mistake_is_reported_before_any_process_starts(
         assert "branch-v2" in told.out  # the plan is shown nevertheless
         assert (said in told.err) == contradicts
     assert started == []
+
+
+def test_a_size_that_the_tokenizer_does_not_have_is_told(
+    tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = {"type": "SentencePieceTokenizer", "model": str(GOLDEN / "sp.model"), "vocab_size": 90}
+    plan = make_plan(tmp_path, versions=(6, 6), tokenizer=tokenizer)
+    for record in (tmp_path / "data").glob("*.tokens.json"):
+        record.unlink()
+    assert main(["run", str(plan)]) == 0
+    assert "sp.model has 600 tokens; vocab_size 90 of the plan is not used" in capfd.readouterr().err
+    edit(plan, "vocab_size: 90", "vocab_size: 600")
+    assert main(["run", str(plan)]) == 0
+    assert "vocab_size" not in capfd.readouterr().err
 
 
 def test_all_errors_of_a_plan_come_in_one_message(

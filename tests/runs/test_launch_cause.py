@@ -83,6 +83,13 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/x")
             False,
             "a.yaml:3: alpha: 2 is not",
         ),
+        (
+            UserError("2 problems:\n- --bf16: refused.\n- --fp16: refused.\nLeave one out."),
+            "user",
+            2,
+            False,
+            "2 problems: --bf16: refused; --fp16: refused; Leave one out.",
+        ),
         (TrainingStoppedError("step 6: the loss is not finite"), "stopped", 1, None, "step 6: the loss"),
         (RendezvousError("rank 0: not all 2 ranks have come"), "not-met", 1, True, "rank 0: not all 2 ranks"),
         (FULL, "stopped", 1, None, "/d/x: No space left on device. Free disk space"),

@@ -142,6 +142,21 @@ def test_a_document_and_its_copies_are_traced_to_checkpoints(
     assert "--output FOLDER go together" in capsys.readouterr().err
 
 
+def test_a_plan_that_was_edited_since_does_not_tell_what_was_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = trained(make_team(tmp_path))
+    text = plan.path.read_text()
+    plan.path.write_text(text.replace("seed: 7", "seed: 8"))
+    words = ["trace", str(plan.path), "--document", "extra2:10"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "seed: was 7, is 8" in error
+    assert "trace with the plan and the slices that it was trained with" in error
+    plan.path.write_text(text)
+    assert main(words) == 0
+
+
 def test_slices_without_documents_and_what_to_train_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

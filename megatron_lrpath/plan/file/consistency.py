@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from megatron_lrpath.models import resolve_model
 from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
@@ -34,6 +37,8 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_mixes,
         _check_archive,
         _check_saves,
+        _check_precision,
+        _check_shape,
     ):
         check(source, plan)
 
@@ -121,6 +126,51 @@ def _check_saves(source: Source, plan: Plan) -> None:
             f"{retained} is not a multiple of save_interval {interval}; "
             f"give {interval * max(1, retained // interval)}, or another save_interval"
         )
+
+
+def _check_precision(source: Source, plan: Plan) -> None:
+    """Refuse bf16 and fp16 together: Megatron trains in one precision."""
+    for section in ("megatron", "sft.megatron") if plan.sft else ("megatron",):
+        arguments = plan.megatron if section == "megatron" else plan.sft_megatron
+        if arguments.get("bf16") and arguments.get("fp16"):
+            raise source.find(f"{section}.fp16", f"{section}.bf16", "megatron.fp16").error(
+                "a run has one precision; leave bf16 or fp16 out"
+            )
+
+
+def _check_shape(source: Source, plan: Plan) -> None:
+    """Check that heads, groups and positions fit; Megatron reports it when a run starts, or builds no model."""
+    model = resolve_model(plan.model) | plan.megatron
+    hidden, heads = _whole(model, "hidden_size"), _whole(model, "num_attention_heads")
+    groups = _whole(model, "num_query_groups") if model.get("group_query_attention") else None
+    positions, length = _whole(model, "max_position_embeddings"), plan.batch.seq_length
+    if hidden and heads and hidden % heads and not _whole(model, "kv_channels"):
+        raise _argument(source, "num_attention_heads", "hidden_size").error(
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; change one of them, or give "
+            "kv_channels, the size of a head"
+        )
+    if heads and groups and heads % groups:
+        raise _argument(source, "num_query_groups", "num_attention_heads").error(
+            f"num_attention_heads {heads} is not a multiple of num_query_groups {groups}; every group has as many heads"
+        )
+    if positions and positions < length:
+        raise _argument(source, "max_position_embeddings").error(
+            f"{positions} positions are fewer than batch.seq_length {length}; give at least {length}, or leave it out"
+        )
+
+
+def _whole(arguments: Mapping[str, Any], name: str) -> int | None:
+    """Return an argument that is a whole number; None if it is omitted."""
+    value = arguments.get(name)
+    return None if value is None or value is False else int(value)
+
+
+def _argument(source: Source, *names: str) -> Entry:
+    """Return the first of these arguments in the file, with `_` or `-`; otherwise the section `model`."""
+    spelled = [spelling for name in names for spelling in (name, name.replace("_", "-"))]
+    return source.find(
+        *(f"{section}.{name}" for section in ("model", "megatron") for name in spelled), "model"
+    )
 
 
 def _check_archive(source: Source, plan: Plan) -> None:

@@ -278,6 +278,8 @@ def _read_plain_section(top: dict[str, Entry], name: str) -> dict[str, Any]:
 def _read_data(entry: Entry) -> Data:
     section = read_section(entry, SECTIONS["data"])
     slices = str(_read_fields(section, SECTIONS["data"], "valid")["slices"])
+    if problem := length_problem(slices):
+        raise section["slices"].error(problem)
     valid = section.get("valid")
     first, *more = _texts(valid) or (str(Path(slices) / "valid"),)
     data = Data(slices, first, tuple(more))

@@ -132,8 +132,10 @@ def parse_value(place: str, text: str) -> Any:
 
 
 def _composed(path: Path, text: str) -> yaml.Node | None:
+    loader = None
     try:
-        return _Loader(path, text).get_single_node()
+        loader = _Loader(path, text)
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -141,6 +143,9 @@ def _composed(path: Path, text: str) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise PlanError(f"{path}:{line}: a character that YAML does not allow: {error.reason}") from None
+    except (ValueError, OverflowError):  # PyYAML passes the number of an escape `\U` to chr
+        line = 1 if loader is None else loader.line + 1
+        raise PlanError(f"{path}:{line}: this is not YAML: an escape \\U beyond U+10FFFF") from None
 
 
 def plain(entry: Entry) -> Any:
