@@ -9,10 +9,10 @@ from math import ceil
 from pathlib import Path
 
 from megatron_lrpath.data.draw import draw
-from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, valid_name
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest
 from megatron_lrpath.data.duplicates import Duplicates
 from megatron_lrpath.data.indexed import fingerprint_source
-from megatron_lrpath.data.slice import Slice, slice_path
+from megatron_lrpath.data.slice import Slice, slice_path, valid_name
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lrpath.data.draw_random import permutation
-from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, default_domain, is_validation
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, default_domain
 from megatron_lrpath.data.duplicates import (
     REPEAT,
     Duplicates,
@@ -22,7 +22,7 @@ from megatron_lrpath.data.duplicates import (
 )
 from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
 from megatron_lrpath.data.record import one_tokenizer, read_record
-from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
+from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, is_validation, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder

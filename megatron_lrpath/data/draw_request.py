@@ -9,9 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron_lrpath.data.indexed import strip_ending
+from megatron_lrpath.data.slice import VALIDATION, is_validation
 from megatron_lrpath.errors import UserError
 
-VALIDATION = "valid"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
@@ -83,16 +83,6 @@ class DrawRequest:
             raise UserError("--source: weights mean nothing where everything is taken; leave them out")
         if any(weighted) and not all(weighted):
             raise UserError("--source: some have a weight and some have none; give all of them one, or none")
-
-
-def valid_name(version: str) -> str:
-    """Return the name of a version's own validation set."""
-    return f"{VALIDATION}-{version}"
-
-
-def is_validation(name: str) -> bool:
-    """Return whether a slice of this name is a validation set."""
-    return name == VALIDATION or name.startswith(valid_name(""))
 
 
 def parse_source(text: str) -> SourceRequest:
@@ -177,7 +167,7 @@ def version_requests(
         raise UserError(f"--names: {len(names)} names for {number} versions")
     amounts = amounts * number if len(amounts) == 1 else amounts or [None] * number
     # With `append`: the first k such that v<k> and later names are free, and above the number of versions.
-    versions = [name for name in taken if append and name != VALIDATION]
+    versions = [name for name in taken if append and not is_validation(name)]
     numbers = [int(name[1:]) for name in versions if re.fullmatch(r"v[0-9]+", name)]
     first = max([len(versions), *numbers]) + 1
     return tuple(zip(names or [f"v{first + i}" for i in range(number)], amounts, strict=True))

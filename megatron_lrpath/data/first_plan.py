@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lrpath.data.slice import Slice, available_samples
+from megatron_lrpath.data.slice import VALIDATION, Slice, available_samples, is_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import RECIPES, parameter_count, resolve_model
 from megatron_lrpath.models import ModelSpec as Spec
@@ -67,7 +67,7 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
     interval = max(1, min(500, first // 4))
     retain = interval * (first // interval)  # Megatron accepts only a multiple
     sets = sorted((one.name for one in slices if is_validation(one.name)), key=natural)
-    listed = [text(str(folder / name)) for name in sets] or [text(str(folder / "valid"))]
+    listed = [text(str(folder / name)) for name in sets] or [text(str(folder / VALIDATION))]
     return TEMPLATE.format(
         slices=text(str(folder)),
         name=name if re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,60}", name) else "model",
@@ -93,11 +93,6 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
         retain_room=" " * max(1, 9 - len(str(retain))),
         versions="\n".join(f"  - {{name: {text(name)}, steps: {count}}}" for name, count in steps.items()),
     )
-
-
-def is_validation(name: str) -> bool:
-    """Return whether a slice is for validation: `valid`, or `valid-v5` of one version."""
-    return name == "valid" or name.startswith("valid-")
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

@@ -24,6 +24,8 @@ from megatron_lrpath.plan.spec import Data
 from megatron_lrpath.tokenizers.prints import Facts, check_facts
 
 ENDING = ".slice"
+VALIDATION = "valid"
+"""Name of the first validation slice; a version's own one is `valid_name`."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,19 @@ def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> lis
     return slices
 
 
+def valid_name(version: str) -> str:
+    """Return the name of a version's own validation set."""
+    return f"{VALIDATION}-{version}"
+
+
+def is_validation(name: str) -> bool:
+    """Return whether a slice of this name is a validation set."""
+    return name == VALIDATION or name.startswith(valid_name(""))
+
+
 def validation_path(data: Data) -> Path:
     """Return the validation slice's file: the named one (with or without its suffix), else `valid`."""
-    return _with_ending(Path(data.valid) if data.valid else Path(data.slices) / "valid")
+    return _with_ending(Path(data.valid) if data.valid else Path(data.slices) / VALIDATION)
 
 
 def validation_paths(data: Data) -> list[Path]:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.draw_request import valid_name
 from megatron_lrpath.data.indexed import document_lengths
-from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_samples, slice_path
+from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_samples, slice_path, valid_name
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Experiment, load_experiment

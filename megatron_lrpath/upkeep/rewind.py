@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_lrpath.data.draw_request import valid_name
-from megatron_lrpath.data.slice import ENDING, slice_path, validation_paths
+from megatron_lrpath.data.slice import ENDING, slice_path, valid_name, validation_paths
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import is_written_by_experiment
 from megatron_lrpath.files import atomic_write_bytes, sync_folder

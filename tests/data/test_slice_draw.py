@@ -299,6 +299,9 @@ def test_names_continue_after_the_existing_versions() -> None:
     assert version_requests(["5", "6"], None, None, [], False) == (("v1", 5), ("v2", 6))
     assert version_requests(["5"], None, None, ["valid", "v1", "v2"], True) == (("v3", 5),)
     assert version_requests([], None, None, ["valid", "spring", "v7"], True) == (("v8", None),)
+    assert version_requests(["5"], None, None, ["valid", "valid-v1", "valid-v2", "v1", "v2"], True) == (
+        ("v3", 5),
+    )
     assert version_requests([], 2, ["a", "b"], [], True) == (("a", None), ("b", None))
     for tokens, count, names in ((["1", "2"], 3, None), (["1"], 2, ["a"]), ([], 2, None), (["1"], 0, None)):
         with pytest.raises(UserError, match=r"--tokens-per-version|--names"):
