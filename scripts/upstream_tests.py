@@ -209,7 +209,7 @@ def outcome(case: ElementTree.Element) -> str:
         if child.tag == "skipped":
             return "skipped"
         if child.tag in ("failure", "error"):
-            return f"{child.tag}: {(child.get('message') or '').splitlines()[0][:200]}"
+            return f"{child.tag}: {(child.get('message') or 'no message').splitlines()[0][:200]}"
     return PASSED
 
 

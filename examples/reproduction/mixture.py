@@ -2,7 +2,7 @@
 """Make the first corpus: four data versions drawn without replacement from one mixture, as in the paper.
 
 Half of the tokens are novels (see novels.py), a quarter is documentation (botocore, the
-quickstart's text), a quarter Python source (sympy, BSD licence). The packages come from the package registry that
+quickstart's text), a quarter Python source (sympy, BSD license). The packages come from the package registry that
 pip is set up for. Called again, it does nothing when everything exists.
 """
 

@@ -111,7 +111,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
     say_next(f"{see} --paradigm {run.paradigm} --run {run.name}{after}")
     print(f"to a hub: hf upload USER/{name} {shlex.quote(str(folder))}")
     if plan.license is None:
-        print("  (the model card names no licence: `license:` in the plan)", file=sys.stderr)
+        print("  (the model card names no license: `license:` in the plan)", file=sys.stderr)
 
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:

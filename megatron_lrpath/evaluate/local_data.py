@@ -112,7 +112,7 @@ def own_folder(folder: Path | None, dataset: str) -> Path:
     if folder is None or not (folder / name).is_dir():
         raise UserError(
             f"the benchmark {name} needs --task-data DIR with its authors' files in DIR/{name}; "
-            "docs/evaluation.md lists where they are and under which licence."
+            "docs/evaluation.md lists where they are and under which license."
         )
     return folder / name
 

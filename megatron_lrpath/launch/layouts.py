@@ -273,8 +273,7 @@ def gpu_seconds(plan: Plan, tokens: float, peak: float, mfu: float = MFU) -> flo
 def memory_table(plans: dict[str, Plan]) -> list[str]:
     """Return a Markdown table of each recipe's layout by the GPU's memory, with the predicted memory."""
     lines = [
-        "| recipe | GPU | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | left out "
-        "| a GPU in all |",
+        "| recipe | GPU | nodes × GPUs | tensor parallel | copies | micro batch | state | layers | other | total |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size, plan in plans.items():

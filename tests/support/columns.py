@@ -25,5 +25,5 @@ def check_80_columns(shown: str, folder: Path, drawn: str = "") -> str:
     text = ESCAPES.sub("", shown)
     lines = [line.rstrip() for line in text.splitlines() if not line.startswith(("next: ", "# sbatch"))]
     assert not [line for line in lines if len(line) > 80 and str(folder) not in line]
-    assert not [line for line in lines if (found := OTHER_STYLES.search(line)) and found[0] not in drawn]
+    assert not [line for line in lines if any(found not in drawn for found in OTHER_STYLES.findall(line))]
     return text

@@ -222,7 +222,7 @@ def test_nothing_but_the_cpu_backend_assigns_to_a_name_of_torch() -> None:
 
 def table() -> str:
     """Return the table of the document, a row per seam."""
-    lines = ["| Megatron's name | stands for it | why | where | since |", "|---|---|---|---|---|"]
+    lines = ["| Megatron's name | replacement | why | where | since |", "|---|---|---|---|---|"]
     for seam in seams.SEAMS:
         target, ours = (path.replace(":", ".") for path in (seam.target, seam.replacement))
         where = {"any": "everywhere", "cpu": "CPU only", "cuda": "GPU only"}[seam.device]

@@ -315,7 +315,7 @@ PLAN_KEYS = (
         "license",
         TEXT,
         None,
-        "licence of the models, for the cards of their exports: `apache-2.0`, `mit`, `other` …",
+        "license of the models, for the cards of their exports: `apache-2.0`, `mit`, `other` …",
     ),
     Key(
         "prompts",
