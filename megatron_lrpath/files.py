@@ -53,6 +53,14 @@ def named_twice(names: Iterable[Path | str]) -> tuple[str, str] | None:
     return None
 
 
+def check_prefix(prefix: str, option: str = "--output-prefix") -> None:
+    """Raise UserError if a prefix of files' names names a folder: the files would be hidden, or beside it."""
+    if not os.path.basename(prefix):
+        raise UserError(
+            f"{option} {prefix or repr('')}: is a folder; add the beginning of the files' names, as in data/web"
+        )
+
+
 @contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     """Open a binary file for writing that replaces `path` only if the block ends without an error.

@@ -34,7 +34,7 @@ from megatron_lrpath.data.record import (
     write_record,
 )
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import named_twice
+from megatron_lrpath.files import check_prefix, named_twice
 from megatron_lrpath.tokenizers.prints import Facts
 from megatron_lrpath.wording import plural
 
@@ -73,6 +73,7 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
     Raises:
         UserError: a part is damaged or of another type, is the output itself, or the output exists.
     """
+    check_prefix(output)
     prefixes = _expand(inputs)
     if Path(output).resolve() in [Path(prefix).resolve() for prefix in prefixes]:
         raise UserError(f"{output} is one of the datasets to merge; write to another name")

@@ -47,6 +47,7 @@ from megatron_lrpath.data.preprocess.writer import (
 )
 from megatron_lrpath.data.record import hashes_of, inputs_of, write_record
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import check_prefix
 from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
 
@@ -237,11 +238,7 @@ def _check_arguments(args: Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if args.max_rejects < 0:
         raise UserError("--max-rejects must be at least 0")
-    if not os.path.basename(args.output_prefix):
-        raise UserError(
-            f"--output-prefix {args.output_prefix or repr('')}: is a folder; add the beginning of the files' names, as "
-            "in data/web"
-        )
+    check_prefix(args.output_prefix)
 
 
 @dataclass
