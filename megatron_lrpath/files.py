@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,25 @@ def length_problem(folder: Path | str) -> str | None:
             f"the path has {length} bytes, and {most} leave room for the files below it; choose a shorter one"
         )
     return None
+
+
+def named_twice(names: Iterable[Path | str]) -> tuple[str, str] | None:
+    """Return the first two names of one file (or dataset), links resolved; None if every name is another's."""
+    seen: dict[str, str] = {}
+    for name in map(str, names):
+        whole = os.path.realpath(name)
+        if whole in seen:
+            return seen[whole], name
+        seen[whole] = name
+    return None
+
+
+def check_prefix(prefix: str, option: str = "--output-prefix") -> None:
+    """Raise UserError if a prefix of files' names names a folder: the files would be hidden, or beside it."""
+    if not os.path.basename(prefix):
+        raise UserError(
+            f"{option} {prefix or repr('')}: is a folder; add the beginning of the files' names, as in data/web"
+        )
 
 
 @contextmanager

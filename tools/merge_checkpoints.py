@@ -34,6 +34,10 @@ def merge(args: argparse.Namespace) -> int:
     """Merge the checkpoints and print the result; return 0."""
     from megatron_lrpath.merge.torch_dist import merge_checkpoints
 
+    if args.steps != sorted(set(args.steps)):
+        raise UserError(
+            f"--steps: {', '.join(map(str, args.steps))} do not ascend, each once; the merge has the last step"
+        )
     weights = args.weights or [1 / len(args.steps)] * len(args.steps)
     if len(weights) != len(args.steps) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise UserError(f"--weights: {len(args.steps)} numbers that sum to 1 are needed, not {weights}")

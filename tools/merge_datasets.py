@@ -34,6 +34,7 @@ from megatron_lrpath.data.record import (
     write_record,
 )
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import check_prefix, named_twice
 from megatron_lrpath.tokenizers.prints import Facts
 from megatron_lrpath.wording import plural
 
@@ -72,6 +73,7 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
     Raises:
         UserError: a part is damaged or of another type, is the output itself, or the output exists.
     """
+    check_prefix(output)
     prefixes = _expand(inputs)
     if Path(output).resolve() in [Path(prefix).resolve() for prefix in prefixes]:
         raise UserError(f"{output} is one of the datasets to merge; write to another name")
@@ -161,9 +163,8 @@ def _expand(inputs: Sequence[str]) -> list[str]:
         if not found:
             raise UserError(f"{name}: no indexed dataset in this folder")
         prefixes += found
-    twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-    if twice:
-        raise UserError(f"{min(twice)} is named twice; its documents would be there twice")
+    if twice := named_twice(f"{prefix}.idx" for prefix in prefixes):
+        raise UserError(f"{strip_ending(twice[1])} is named twice; its documents would be there twice")
     return prefixes
 
 

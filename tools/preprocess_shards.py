@@ -20,7 +20,7 @@ from typing import Any
 from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.data.preprocess.readers import STDIN, expand_inputs
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.files import atomic_write_text, check_prefix
 from megatron_lrpath.reading import read_object, why
 from megatron_lrpath.wording import plural
 
@@ -70,6 +70,7 @@ def prepare(count: int, arguments: Sequence[str]) -> int:
         raise UserError("--overwrite does not go with shards: remove the folder of the shards and the output")
     if STDIN in known.input:
         raise UserError("--input -: standard input cannot be shared out; name files")
+    check_prefix(known.output_prefix)
     output = os.path.abspath(known.output_prefix)
     names = [os.path.abspath(name) for name in expand_inputs(known.input)]
     wanted = {

@@ -21,7 +21,7 @@ from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.data.preprocess.readers import expand_inputs, none_usable, read_chunks
 from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.files import atomic_write_bytes, check_prefix
 
 LINE_BYTES = 4096  # SentencePiece skips longer lines
 TRAINER_THREADS = 4  # stored in the model, so it must not depend on the machine
@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 def train(args: argparse.Namespace) -> int:
     """Draw the sample, train the model, write it and print a report; return 0."""
     started = time.monotonic()
+    _check_arguments(args)
     target = Path(f"{args.output_prefix}.model")
     if target.exists() and not args.overwrite:
         raise UserError(f"{target} exists already; --overwrite replaces it")
@@ -104,6 +105,20 @@ def train(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    check_prefix(args.output_prefix)
+    for option, value, least, most in (
+        ("--vocab-size", args.vocab_size, 1, 2**31 - 1),
+        ("--character-coverage", args.character_coverage, 0, 1),
+        ("--sample-bytes", args.sample_bytes, 1, sys.maxsize),
+        ("--seed", args.seed, 0, 2**32 - 1),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"{option} {value}: must be from {least} to {most}")
+    if not all(piece.strip() for piece in (*args.control_symbols, *args.user_defined_symbols)):
+        raise UserError("--control-symbols, --user-defined-symbols: a piece is empty")
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,7 @@ def train_model(texts: Iterable[str], seed: int, lossless: bool, **options: Any)
             **options,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).split("] ")[-1].strip()
+        reason = str(error).split("] ")[-1].strip() or str(error).strip()
         raise UserError(f"SentencePiece cannot train this: {reason}") from None
     return model.getvalue()
 

@@ -230,10 +230,10 @@ def draw(
         UserError: `drop_duplicates` is set, and a dataset has no hashes of its documents.
     """
     request.check()
-    there = {one.name: one for one in existing}
-    for name in (name for name in request.names if name in there):
+    there = {one.name.casefold(): one for one in existing}
+    for one in (there[name.casefold()] for name in request.names if name.casefold() in there):
         raise UserError(
-            f"{there[name].path or name}: exists already, and slices are never changed; --append continues "
+            f"{one.path or one.name}: exists already, and slices are never changed; --append continues "
             f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
             f"and draw again: the same seed draws the same)"
         )

@@ -69,7 +69,8 @@ class DrawRequest:
         for name in self.names:
             if not NAME.fullmatch(name):
                 raise UserError(f"{name!r} cannot be a slice's name; use letters, digits, `.`, `_` and `-`")
-        twice = [name for name in self.names if self.names.count(name) > 1]
+        folded = [name.casefold() for name in self.names]  # files of one name on some disks
+        twice = [name for name in self.names if folded.count(name.casefold()) > 1]
         if twice:
             raise UserError(f"the slice {twice[0]!r} is asked for twice; give each a name of its own")
         if not self.names:

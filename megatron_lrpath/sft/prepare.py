@@ -23,7 +23,7 @@ from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed,
 from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype
 from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import sync_folder
+from megatron_lrpath.files import named_twice, sync_folder
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
@@ -31,11 +31,13 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, DATA, TOKENS, TRAIN, VALID, data_folder, held_out, pack
-from megatron_lrpath.sft.template import messages_of
+from megatron_lrpath.sft.template import FORMS, messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
 STAGING = ".partial"  # folder in which the data are made; used by the holder of the lock of its parent
+
+NONE_USABLE = f"A line must be a JSON object with {FORMS}; `lrpath docs sft` describes them and the limits"
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -96,11 +98,13 @@ def build(
     """Tokenize the data into `folder`; return the record."""
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
-    for name, patterns in inputs(sft).items():
-        rejects = RejectLog(plan.sft_folder / f"{name}.rejects", sft.max_rejects, "sft.max_rejects")
+    for name, files in inputs(sft).items():
+        rejects = RejectLog(
+            plan.sft_folder / f"{name}.rejects", sft.max_rejects, NONE_USABLE, "sft.max_rejects"
+        )
         with closing(rejects):
-            figures = convert(patterns, folder / name, encoder, sft, workers, interruption, rejects)
-        details = {"control_tokens": encoder.added, "inputs": inputs_of(expand_inputs(patterns))}
+            figures = convert(files, folder / name, encoder, sft, workers, interruption, rejects)
+        details = {"control_tokens": encoder.added, "inputs": inputs_of(files)}
         write_record(f"{folder / name}_{TOKENS}", "lrpath sft", facts, details)
         record[name] = {
             "examples": figures.documents,
@@ -168,7 +172,7 @@ def remove_unused(folder: Path, record: dict[str, Any] | None) -> None:
 
 
 def convert(
-    patterns: Sequence[str],
+    names: Sequence[str],
     prefix: Path,
     encoder: ChatEncoder,
     sft: Sft,
@@ -177,7 +181,6 @@ def convert(
     rejects: RejectLog,
 ) -> Figures:
     """Convert one part to `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets; return figures."""
-    names = expand_inputs(patterns)
     for name in names:
         with open(name, "rb") as stream:
             if stream.read(4) == PARQUET_MAGIC:
@@ -242,10 +245,21 @@ def fitted(example: Example, seq_length: int, too_long: str) -> Example:
     return example
 
 
-def inputs(sft: Sft) -> dict[str, tuple[str, ...]]:
-    """Return the files' patterns by the part that is made from them."""
-    parts = {TRAIN: sft.data}
-    return parts | ({VALID: sft.valid} if isinstance(sft.valid, tuple) else {})
+def inputs(sft: Sft) -> dict[str, list[str]]:
+    """Return the files by the part that they make.
+
+    Raises:
+        UserError: a name matches no file, or a file is named twice, also as data to learn from and as held out.
+    """
+    parts = {TRAIN: expand_inputs(sft.data, f"{sft.place}.data")}
+    if isinstance(sft.valid, tuple):
+        parts[VALID] = expand_inputs(sft.valid, f"{sft.place}.valid")
+        if twice := named_twice([*parts[TRAIN], *parts[VALID]]):
+            raise UserError(
+                f"{sft.place}.valid: {twice[1]} is in `data` as well, so the model learns what it is evaluated on; "
+                "name other files, or give a share of the examples that is held out, like 0.01"
+            )
+    return parts
 
 
 def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
@@ -287,7 +301,7 @@ def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str 
 def input_prints(sft: Sft) -> dict[str, str]:
     """Return a digest of every input file: its size and 64 blocks of 64 KiB spread over it."""
     digests = {}
-    for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
+    for name in (name for names in inputs(sft).values() for name in names):
         with open(name, "rb") as stream:
             digest = hashlib.sha256(f"{os.fstat(stream.fileno()).st_size}\n".encode())
             for block in spread_blocks(stream, 64, 64 * 1024):

@@ -124,8 +124,8 @@ class NullEncoder(Encoder):
     """Texts that are already token ids, separated by single spaces."""
 
     def __init__(self, args: Namespace) -> None:
-        if not args.vocab_size:
-            raise UserError("--tokenizer-type NullTokenizer needs --vocab-size")
+        if not args.vocab_size or args.vocab_size < 1:
+            raise UserError("--tokenizer-type NullTokenizer needs --vocab-size, at least 1")
         self.vocab_size = args.vocab_size
         eod = args.null_tokenizer_eod_id
         self.eod = self.vocab_size - 1 if eod is None else eod
@@ -160,7 +160,9 @@ class MegatronEncoder(Encoder):
         try:
             self._tokenizer = build_tokenizer(settings)
         except (ValueError, OSError, AssertionError, ImportError) as error:
-            raise UserError(f"--tokenizer-type {args.tokenizer_type}: {error}") from None
+            reason = str(error) or f"Megatron cannot load it ({type(error).__name__})"
+            model = f", --tokenizer-model {args.tokenizer_model}" if args.tokenizer_model else ""
+            raise UserError(f"--tokenizer-type {args.tokenizer_type}{model}: {reason}") from None
         self.vocab_size = self._tokenizer.vocab_size
         self.eod = self._tokenizer.eod
 

@@ -253,6 +253,7 @@ def test_what_cannot_be_merged_is_refused(whole: Path, tmp_path: Path) -> None:
     for inputs, word in [
         ([whole, wide], "int32"),
         ([whole, whole], "named twice"),
+        ([whole, f"{whole.parent}/../{whole.parent.name}/{whole.name}"], "named twice"),
         ([whole, tmp_path / "none"], "no such file"),
         ([out, whole], "one of the datasets"),
     ]:

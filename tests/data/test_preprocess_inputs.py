@@ -110,6 +110,17 @@ def test_several_inputs_and_patterns_in_order(tmp_path: Path) -> None:
     assert found == [[1, 0], [1, 1], [2, 0], [2, 1], [3, 0], [3, 1], [9]]
 
 
+@pytest.mark.parametrize("again", ["in.jsonl", "./in.jsonl", "link.jsonl", "i*.jsonl"])
+def test_an_input_that_is_named_twice_is_refused(
+    again: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", ["1 2"])
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    assert preprocess([source, f"{tmp_path}/{again}"], tmp_path / "out", *NULL) == 2
+    assert "named twice" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_no_chunk_is_cut_inside_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "CHUNK_BYTES", 300)
     monkeypatch.setattr(readers, "READ_BYTES", 64)

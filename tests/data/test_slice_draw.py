@@ -313,3 +313,16 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> 
     prefix = make_lengths_dataset(tmp_path / "d", [10] * 10)
     with pytest.raises(UserError, match="cannot be a slice's name"):
         draw(DrawRequest((SourceRequest(prefix, None, "d"),), ((name, 10),), None, (), 1), [])
+
+
+def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    prefix = make_lengths_dataset(tmp_path / "d", [10] * 40)
+
+    def request(*names: str) -> DrawRequest:
+        versions = tuple((name, 10) for name in names)
+        return DrawRequest((SourceRequest(prefix, None, "d"),), versions, None, (), 1)
+
+    with pytest.raises(UserError, match="asked for twice"):
+        draw(request("v1", "V1"), [])
+    with pytest.raises(UserError, match="v1: exists already"):
+        draw(request("V1"), draw(request("v1"), []).slices)

@@ -19,6 +19,7 @@ from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
 from megatron_lrpath.schedule import LRPath, Schedule
 from tests.support.training_fixtures import launch, make_plan, run_words, train
+from tools import merge_checkpoints as merge_tool
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -89,6 +90,18 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     merge_checkpoints(tmp_path, [10, 10], [0.5, 0.5], tmp_path / "merged", 10)
     with pytest.raises(UserError, match="a checkpoint exists already"):
         merge_checkpoints(tmp_path, [10, 10], [0.5, 0.5], tmp_path / "merged", 10)
+
+
+@pytest.mark.parametrize("steps", [("20", "10"), ("10", "10")])
+def test_steps_of_the_tool_ascend(
+    steps: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    words = ["--checkpoints", str(tmp_path), "--output", str(tmp_path / "merged"), "--steps", *steps]
+    assert merge_tool.main(words) == 2
+    assert "do not ascend, each once" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

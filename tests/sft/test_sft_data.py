@@ -259,6 +259,25 @@ def test_a_validation_file_is_prepared_as_well(tmp_path: Path) -> None:
     assert (record["train"]["examples"], record["valid"]["examples"]) == (40, 6)
 
 
+def test_examples_that_are_learned_are_not_held_out(tmp_path: Path) -> None:
+    plan = load_plan(sft_plan(tmp_path, valid=str(tmp_path / "ch*.jsonl")))
+    with pytest.raises(UserError, match=r"sft\.valid: .*chat\.jsonl is in `data` as well"):
+        prepare(plan)
+    chats = str(tmp_path / "chat.jsonl")
+    with pytest.raises(UserError, match=r"sft\.data: .*chat\.jsonl is named twice"):
+        prepare(load_plan(sft_plan(tmp_path, data=[chats, chats])))
+    with pytest.raises(UserError, match=r"sft\.data none\.jsonl: no such file"):
+        prepare(load_plan(sft_plan(tmp_path, data="none.jsonl")))
+
+
+def test_lines_without_a_conversation_are_refused_with_the_forms(tmp_path: Path) -> None:
+    plan = load_plan(sft_plan(tmp_path))
+    write_lines(tmp_path / "chat.jsonl", [{"text": "a"}] * 4)
+    with pytest.raises(UserError, match="A line must be a JSON object with `messages`") as raised:
+        prepare(plan)
+    assert "--json-keys" not in str(raised.value)
+
+
 def test_steps_follow_from_the_data_where_epochs_are_given(tmp_path: Path) -> None:
     plan = load_plan(sft_plan(tmp_path))
     assert plan.sft_runs("ours") == []

@@ -100,6 +100,27 @@ def test_too_little_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(tmp_path.glob("m*")) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--vocab-size", "0"], "--vocab-size 0: must be from 1 to"),
+        (["--character-coverage", "nan"], "--character-coverage nan: must be from 0 to 1"),
+        (["--sample-bytes", "inf"], "--sample-bytes inf: must be from 1 to"),
+        (["--seed", "-1"], "--seed -1: must be from 0 to"),
+        (["--user-defined-symbols", "", "x"], "a piece is empty"),
+        (["--output-prefix", "models/"], "add the beginning of the files' names"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--input", str(GOLDEN / "texts.jsonl"), "--output-prefix", str(tmp_path / "m"), *words]
+    assert train_tokenizer.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+
+
 def test_unusable_documents_are_passed_over_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ from megatron_lrpath.data.preprocess.writer import (
 )
 from megatron_lrpath.data.record import hashes_of, inputs_of, write_record
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import check_prefix
 from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
 
@@ -182,7 +183,7 @@ def preprocess(args: Namespace) -> None:
     outputs = [f"{prefix}_{key}_document" for key in args.json_keys]
     marker = prefix.parent / f".{prefix.name}.publishing"
     # from here on, the output is locked
-    with closing(RejectLog(Path(f"{prefix}.rejects"), args.max_rejects)) as rejects:
+    with closing(RejectLog(Path(f"{prefix}.rejects"), args.max_rejects, NONE_USABLE)) as rejects:
         remove_left_overs(outputs)
         refuse_existing(outputs, marker, args.overwrite)
         encoder = build_encoder(args)
@@ -235,6 +236,9 @@ def _check_arguments(args: Namespace) -> None:
     for name in ("workers", "partitions", "log_interval"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.max_rejects < 0:
+        raise UserError("--max-rejects must be at least 0")
+    check_prefix(args.output_prefix)
 
 
 @dataclass
@@ -334,9 +338,9 @@ class Conversion:
             empty = f": {figures.empty:,} lines or rows, none with a text" if figures.empty else ""
             raise UserError(f"no documents in {', '.join(names)}{empty}")
         self.rejects.publish()
-        self.rejects.verdict(figures.documents, NONE_USABLE)
+        self.rejects.verdict(figures.documents)
         if not figures.documents:
-            raise UserError(none_usable(names, self.rejects.first))
+            raise UserError(none_usable(names, self.rejects.first, self.rejects.none_usable))
 
     def _write(self, result: ChunkResult) -> None:
         for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from megatron_lrpath.data.preprocess.parquet_pages import PageError, longest_dictionary
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import named_twice
 
 STDIN = "-"
 CHUNK_BYTES = 1 << 20
@@ -51,11 +52,11 @@ class Chunk:
     rows: list[list[Any]] | None = None
 
 
-def expand_inputs(patterns: Sequence[str]) -> list[str]:
-    """Return file names of `--input`: each a file, a glob pattern (sorted) or `-`.
+def expand_inputs(patterns: Sequence[str], where: str = "--input") -> list[str]:
+    """Return the file names of `where`: each a file, a glob pattern (sorted) or `-`.
 
     Raises:
-        UserError: a name or pattern that matches no file.
+        UserError: a name or pattern that matches no file, or two that match one file.
     """
     names: list[str] = []
     for pattern in patterns:
@@ -64,8 +65,11 @@ def expand_inputs(patterns: Sequence[str]) -> list[str]:
             continue
         found = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
         if not found:
-            raise UserError(f"--input {pattern}: no such file, and no file matches it as a pattern")
+            raise UserError(f"{where} {pattern}: no such file, and no file matches it as a pattern")
         names += found
+    if twice := named_twice(names):
+        again = f"{twice[1]} is" if twice[0] == twice[1] else f"{' and '.join(twice)} are one file,"
+        raise UserError(f"{where}: {again} named twice; its documents would be there twice")
     return names
 
 
@@ -338,8 +342,8 @@ def kind_of(beginning: bytes) -> tuple[str, str] | None:
     return None
 
 
-def none_usable(names: Sequence[str], first: str) -> str:
+def none_usable(names: Sequence[str], first: str, advice: str = NONE_USABLE) -> str:
     """Return the message about inputs in which no document is usable; `first` is the first rejected one."""
     return f"no usable documents in {', '.join(names)}" + (
-        f"; the first is\n  {first}\n{NONE_USABLE}" if first else ""
+        f"; the first is\n  {first}\n{advice}" if first else ""
     )

@@ -257,12 +257,14 @@ def open_locked(path: str, output: str) -> BinaryIO:
 class RejectLog:
     """The list of rejected documents of one run, written next to the output if there are any.
 
-    Until `close`, no other run can have the same output.
+    Until `close`, no other run can have the same output. `option` sets the limit; `none_usable` is the advice if no
+    document was accepted.
     """
 
-    def __init__(self, path: Path, limit: int, option: str = "--max-rejects") -> None:
+    def __init__(self, path: Path, limit: int, none_usable: str, option: str = "--max-rejects") -> None:
         self.path = path
         self.limit = limit
+        self.none_usable = none_usable
         self.option = option
         self.count = 0
         self.first = ""
@@ -293,15 +295,12 @@ class RejectLog:
         self._aside.unlink(missing_ok=True)
         self._stream.close()
 
-    def verdict(self, documents: int, none_usable: str = "") -> None:
-        """Raise `UserError` if more documents were rejected than the option allows.
-
-        `none_usable` is the advice if no document was accepted; the default is that for single bad documents.
-        """
+    def verdict(self, documents: int) -> None:
+        """Raise `UserError` if more documents were rejected than the option allows."""
         if self.count > self.limit:
             advice = (
-                none_usable
-                if none_usable and not documents
+                self.none_usable
+                if not documents
                 else (
                     f"Fix or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
                     "more if others follow"
