@@ -54,7 +54,7 @@ def named_twice(names: Iterable[Path | str]) -> tuple[str, str] | None:
 
 
 def check_prefix(prefix: str, option: str = "--output-prefix") -> None:
-    """Raise UserError if a prefix of files' names names a folder: the files would be hidden, or beside it."""
+    """Raise UserError if a prefix of files' names names a folder: the files would be hidden, or next to it."""
     if not os.path.basename(prefix):
         raise UserError(
             f"{option} {prefix or repr('')}: is a folder; add the beginning of the files' names, as in data/web"
