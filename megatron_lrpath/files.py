@@ -62,8 +62,10 @@ def check_prefix(prefix: str, option: str = "--output-prefix") -> None:
 
 
 @contextmanager
-def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
+def atomic_open(path: Path | str, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a binary file for writing that replaces `path` only if the block ends without an error.
+
+    The file gets the permissions `mode` (default: those of the umask).
 
     The temporary file is in the same folder, because a rename is atomic only within one file system. Data
     and folder entry are synced before and after the rename. Leftovers of killed processes for the same
@@ -79,7 +81,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~current_umask())
+        os.chmod(name, 0o666 & ~current_umask() if mode is None else mode)
         os.replace(name, target)
         sync_folder(target.parent)
     except BaseException:
@@ -149,6 +151,13 @@ def naming(path: Path) -> Iterator[None]:
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
     """Write `data` to `path` atomically: a reader sees the old or the new content, never a part."""
     with atomic_open(path) as stream:
+        stream.write(data)
+
+
+def atomic_rewrite(path: Path | str, data: bytes) -> None:
+    """Replace the content of a user's file atomically; links are followed, and its permissions stay."""
+    target = Path(path).resolve()
+    with atomic_open(target, target.stat().st_mode & 0o7777) as stream:
         stream.write(data)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from megatron_lrpath.advise.by_version import trained_versions
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.files import atomic_rewrite
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.file.edit import with_alphas
@@ -55,6 +55,6 @@ def apply_alphas(plan: Plan, changes: Mapping[str, float]) -> str:
     changed = with_alphas(plan.path, text, changes)
     plan_from(parse_source(plan.path, changed))  # raises where the alphas do not fit
     mark = MARK if data.startswith(MARK) else b""
-    atomic_write_bytes(plan.path.resolve(), mark + changed.encode())
+    atomic_rewrite(plan.path, mark + changed.encode())
     lines = ", ".join(f"{name} alpha {alpha:g}" for name, alpha in changes.items())
     return f"{plan.path}: {plural(len(changes), 'alpha')} written: {lines}."

@@ -98,7 +98,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.delivery import keep
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.record import blend_problems, refuse, require_tokenizer
-    from megatron_lrpath.files import atomic_write_bytes
+    from megatron_lrpath.files import atomic_rewrite
     from megatron_lrpath.locks import FolderLock, LockHeldError
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
@@ -130,7 +130,7 @@ def execute(args: argparse.Namespace) -> int:
         if not update.known:
             data = args.plan.read_bytes()
             mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
-            atomic_write_bytes(args.plan.resolve(), mark + update.text.encode())
+            atomic_rewrite(args.plan, mark + update.text.encode())
     finally:
         lock.close()
     require_tokenizer(load_plan(args.plan))

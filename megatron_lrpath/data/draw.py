@@ -279,6 +279,8 @@ def draw(
         )
         if not sources:
             what = "validation" if name == request.valid_name else f"version {name}"
+            if any(pool.free.any() for pool in mixture):
+                raise UserError(f"{what}: too few tokens were asked for to draw a document; ask for more")
             raise UserError(
                 f"nothing is left for {what}: every document of the sources is in a slice already"
             )

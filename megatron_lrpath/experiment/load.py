@@ -175,6 +175,9 @@ def load_together(paths: Sequence[Path]) -> list[Experiment]:
     return [replace(one, points=tuple(islice(points, len(one.points)))) for one in experiments]
 
 
+OWN = {"name", "output"}  # keys of every variation's plan that follow from the experiment's
+
+
 def _cases(source: Source, top: Mapping[str, Entry]) -> list[tuple[str, dict[str, Any], int | None]]:
     """Return the variations with every seed: name without the seed, varied values, seed."""
     listed = plain(top["points"]) if "points" in top else []
@@ -209,6 +212,12 @@ def _points(
         name = group if seed is None else f"{group}_seed{seed}"
         mapping = copy.deepcopy(read(source.path.parent / str(values.get("plan", texts["plan"]))))
         changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
+        taken = OWN if seed is None else OWN | {"seed"}
+        for key in sorted(taken & {*fixed, *values}):
+            own = "seeds" if key == "seed" else key
+            raise source.find(f"set.{key}", f"vary.{key}", "points").error(
+                f"the experiment's `{own}` gives every variation its {key}; leave one of them out"
+            )
         try:
             for key, value in changes.items():
                 if key != "plan":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -125,6 +126,8 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """
     # as read back from a file: lists instead of tuples, so that both sides compare equal
     stored, current = (_comparable(json.loads(json.dumps(identity))) for identity in (stored, current))
+    if stored.get("tokenizer_model"):  # the digest of a file, which may be in another folder now
+        stored, current = _with_file_name(stored), _with_file_name(current)
     lines = []
     for name in _COMPARED:
         lines += _compare(_LABELS.get(name, name), stored.get(name), current.get(name))
@@ -165,6 +168,14 @@ def without_neutral(arguments: dict[str, Any]) -> dict[str, Any]:
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     groups = (name for name in ("model", "megatron", "sft_megatron") if isinstance(identity.get(name), dict))
     return identity | {name: without_neutral(identity[name]) for name in groups}
+
+
+def _with_file_name(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity with the tokenizer's file by its name alone."""
+    tokenizer = identity.get("tokenizer")
+    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("model"), str):
+        return identity
+    return identity | {"tokenizer": tokenizer | {"model": os.path.basename(tokenizer["model"])}}
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:

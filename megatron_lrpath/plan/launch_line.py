@@ -106,7 +106,8 @@ def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
 
     Arguments that the table lacks can belong to a fork: they are left to Megatron's parser.
     """
-    problems = []
+    stray = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    problems = [f"{shlex.join(stray)}: belongs to no option; options begin with two dashes."] if stray else []
     for given in _options(words):
         found = given.class_for(way)
         if said := given.problem():

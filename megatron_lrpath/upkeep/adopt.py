@@ -17,7 +17,7 @@ from typing import Any
 from megatron_lrpath.data.identity import trainer_facts
 from megatron_lrpath.data.slice import Slice, slice_path
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_bytes, sync_folder
+from megatron_lrpath.files import atomic_rewrite, sync_folder
 from megatron_lrpath.plan import Plan, run_identity
 from megatron_lrpath.plan.file.edit import with_entry, with_key
 from megatron_lrpath.plan.file.keys import UNKNOWN
@@ -143,7 +143,7 @@ def text_of(plan: Plan) -> str:
 def write_plan(plan: Plan, text: str) -> None:
     """Replace the plan file by `text`; a byte-order mark is kept."""
     mark = b"\xef\xbb\xbf" if plan.path.read_bytes().startswith(b"\xef\xbb\xbf") else b""
-    atomic_write_bytes(plan.path.resolve(), mark + text.encode())
+    atomic_rewrite(plan.path, mark + text.encode())
 
 
 def with_adopted(plan: Plan, text: str, adopted: Adopted) -> tuple[str, Plan]:

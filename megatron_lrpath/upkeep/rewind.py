@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_lrpath.data.slice import ENDING, slice_path, valid_name, validation_paths
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import is_written_by_experiment
-from megatron_lrpath.files import atomic_write_bytes, sync_folder
+from megatron_lrpath.files import atomic_rewrite, atomic_write_bytes, sync_folder
 from megatron_lrpath.paradigms import OURS, PARADIGMS
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.file.edit import without_versions
@@ -316,7 +316,7 @@ def edit_plan(plan: Plan, record: SetAside) -> Plan:
     mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
     if mark + text.encode() == data:
         return plan
-    atomic_write_bytes(plan.path.resolve(), mark + text.encode())
+    atomic_rewrite(plan.path, mark + text.encode())
     return load_plan(plan.path)
 
 

@@ -315,6 +315,12 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> 
         draw(DrawRequest((SourceRequest(prefix, None, "d"),), ((name, 10),), None, (), 1), [])
 
 
+def test_a_draw_of_no_token_is_not_an_exhausted_supply(tmp_path: Path) -> None:
+    prefix = make_lengths_dataset(tmp_path / "d", [10] * 10)
+    with pytest.raises(UserError, match="too few tokens were asked for"):
+        draw(DrawRequest((SourceRequest(prefix, None, "d"),), (("v1", 0),), None, (), 1), [])
+
+
 def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     prefix = make_lengths_dataset(tmp_path / "d", [10] * 40)
 

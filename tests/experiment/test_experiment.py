@@ -148,6 +148,14 @@ def test_keys_reach_into_lists_and_none_takes_away() -> None:
         ({"paper": {"plan": {"ours": [1, 2]}}}, "give 1 numbers"),
         ({"paper": {"plan": {"ours": ["low"]}}}, "paper.plan.ours: must be a list of numbers"),
         ({"seeds": 3}, "experiment.yaml:[0-9]+: seeds: must be a list, not"),
+        (
+            {"set": {"output": "elsewhere"}},
+            "set.output: the experiment's `output` gives every variation its output",
+        ),
+        (
+            {"vary": {"seed": [1, 2]}, "seeds": [3, 4]},
+            "vary.seed: the experiment's `seeds` gives every variation",
+        ),
         ({"seeds": []}, "seeds: give at least one seed"),
         ({"seeds": [1, "two"]}, r"seeds\[1\]: must be a whole number"),
         ({"set": 5}, "experiment.yaml:[0-9]+: set: must be a mapping"),

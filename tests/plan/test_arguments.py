@@ -269,6 +269,9 @@ def test_a_launch_script_is_read_with_arguments_in_any_place() -> None:
 def test_what_follows_a_command_is_checked_before_it_starts() -> None:
     line = "--no-save-optim --save-interval abc --log-interval 5 --run main --min-lr -1e-5 --own 3 --optimizer sgd "
     line += "--adam-beta1 1"
+    assert line_problems(["-x", "5", "--log-interval", "5"]) == [
+        "-x 5: belongs to no option; options begin with two dashes."
+    ]
     assert [problem.split(":")[0] for problem in line_problems(line.split())] == [
         "--no-save-optim", "--save-interval", "--run", "--optimizer sgd", "--adam-beta1",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import yaml
 
 from megatron_lrpath.plan import PARADIGMS, differences, load_plan, run_identity
 from megatron_lrpath.plan.arguments import is_neutral
+from megatron_lrpath.runs import lineage
 from tests.support.plan_text import SOUND, plan_with, versions
 
 
@@ -123,6 +124,19 @@ def test_changes_that_affect_a_result_are_reported(
     tmp_path: Path, changes: dict, run: str, said: str
 ) -> None:
     assert any(said in line for line in changed_keys(tmp_path, run, **changes))
+
+
+def test_the_file_of_a_tokenizer_may_be_moved(tmp_path: Path) -> None:
+    before = identities(tmp_path)["ours/main"]
+    moved = identities(tmp_path, tokenizer={"model": "elsewhere/tokenizer.model"})["ours/main"]
+    renamed = identities(tmp_path, tokenizer={"model": "data/other.model"})["ours/main"]
+    digest = {"tokenizer_model": "0" * 64}
+    assert differences(before | digest, moved) == []
+    assert differences(before, moved)  # a folder, or a name on a hub
+    assert differences(before | digest, renamed) == ["tokenizer.model: was tokenizer.model, is other.model"]
+    changed = moved | {"tokenizer_model": "1" * 64, "slices": {}, "arguments": {}}
+    stored = before | digest | {"slices": {}, "arguments": {}}
+    assert lineage.differences(stored, changed) == ["the tokenizer's model file has changed"]
 
 
 def test_knobs_matter_to_the_styles_that_read_them(tmp_path: Path) -> None:

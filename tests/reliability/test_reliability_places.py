@@ -10,7 +10,14 @@ import pytest
 
 import megatron_lrpath
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import NAME_LIMIT, PATH_LIMIT, ROOM, atomic_write_text, length_problem
+from megatron_lrpath.files import (
+    NAME_LIMIT,
+    PATH_LIMIT,
+    ROOM,
+    atomic_rewrite,
+    atomic_write_text,
+    length_problem,
+)
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
 from tests.support.training_fixtures import make_plan, train
@@ -66,3 +73,14 @@ def test_a_file_that_replaces_another_has_the_mode_of_the_umask(tmp_path: Path, 
             assert (tmp_path / "file").stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o664])
+def test_a_users_file_keeps_its_permissions_and_its_links(tmp_path: Path, mode: int) -> None:
+    plan, link = tmp_path / "plan.yaml", tmp_path / "link.yaml"
+    plan.write_text("first")
+    plan.chmod(mode)
+    link.symlink_to(plan.name)
+    atomic_rewrite(link, b"second")
+    assert (plan.read_text(), plan.stat().st_mode & 0o777) == ("second", mode)
+    assert link.is_symlink()
