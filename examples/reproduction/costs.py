@@ -102,7 +102,9 @@ def main_lines() -> Iterator[Line]:
 
     yield "ours, one α, cosine (the paper's)", BLUE, "o", by_alpha("cosine")
     yield "ours, one α, 1−√", GREEN, "o", by_alpha("minus-sqrt")
-    yield "ours, α by version, 1−√", RED, "*", single(measured, main_setting.OWN, BY_VERSION, "ours")
+    for variation, end in ((BY_VERSION, "a tenth"), (main_setting.TO_A_HUNDREDTH, "a hundredth")):
+        found = single(measured, main_setting.OWN, variation, "ours")
+        yield f"ours, α by version, 1−√ to {end}", RED, "*", found
     yield "CPT, cosine (the paper's)", GREY, "s", single(measured, main_setting.OWN, "reset-max", "cpt")
     for style in ("cosine", *main_setting.others(measured)):
         yield (

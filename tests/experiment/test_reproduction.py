@@ -73,7 +73,11 @@ def test_the_main_setting_comes_first_once_it_is_measured(
     monkeypatch.setattr(measured, "RESULTS", tmp_path)
     models = {
         "r20-ptfs": [("cosine", "ptfs", 10.0), ("knee", "ptfs", 9.9)],
-        "r20-ours": [("cosine_alpha0.6", "ours", 10.2), ("minus-sqrt_by-version", "ours", 9.95)],
+        "r20-ours": [
+            ("cosine_alpha0.6", "ours", 10.2),
+            ("minus-sqrt_by-version", "ours", 9.95),
+            ("minus-sqrt_by-version_to-0.01", "ours", 9.9),
+        ],
         "r20-cpt": [("reset-max", "cpt", 10.8)],
         **{f"r20-at-ours-rates-v{v}": [("cosine_alpha0.6", "ptfs", 10.2)] for v in (2, 3, 4)},
     }
@@ -92,8 +96,10 @@ def test_the_main_setting_comes_first_once_it_is_measured(
     assert percent["Ours is not behind PTFS"] == pytest.approx(100 * (10 / 10.2 - 1))
     schedule = percent["The cosine is a better schedule for PTFS than ours' rates"]
     assert schedule == pytest.approx(100 * (10.2 / 10 - 1))
-    goal = percent["α by version (cost 0.495) is within 1% of a better PTFS"]
+    goal = percent["α by version (cost 0.495; 1−√ to a tenth) is within 1% of a better PTFS"]
     assert goal == pytest.approx(100 * (1.01 * 9.9 / 9.95 - 1))
+    deeper = percent["α by version (cost 0.495; 1−√ to a hundredth) is within 1% of a better PTFS"]
+    assert deeper == pytest.approx(100 * (1.01 * 9.9 / 9.9 - 1))
     assert [name for name, *_ in costs.lines()][-1] == "PTFS, knee"
     assert setting.parts_said().startswith("In the main setting, mean of v2 to v4 (3 seeds)")
 
