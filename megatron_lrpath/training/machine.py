@@ -5,6 +5,7 @@ CUDA is used as in Megatron, the CPU through this project's backend.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import importlib.util
@@ -61,6 +62,7 @@ def lasting_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)  # objects that outlive the interpreter are reported as leaked by triton
 
 
 def activate(device: str) -> None:

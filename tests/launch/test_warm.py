@@ -190,3 +190,10 @@ def test_killed_and_called_again_it_ends_bit_equal_to_fresh_processes(tmp_path: 
     ]
     ours, expected = states(*folders)
     assert ours == expected
+
+
+def test_a_process_with_lasting_imports_ends_without_a_word() -> None:
+    code = "import megatron_lrpath.launch.preloaded"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "leaked" not in ended.stderr
