@@ -6,17 +6,13 @@ from collections.abc import Mapping
 
 from megatron_lrpath.advise.by_version import trained_versions
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_rewrite
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.file.edit import with_alphas
+from megatron_lrpath.plan.file.edit import with_alphas, write_text
 from megatron_lrpath.plan.file.load import plan_from
-from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.plan.file.source import parse_source, read_text
 from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.wording import listing, plural
-
-MARK = b"\xef\xbb\xbf"
-"""UTF-8's byte order mark, which some editors write at the beginning of a file."""
 
 
 def require_applicable(plan: Plan) -> None:
@@ -45,8 +41,7 @@ def apply_alphas(plan: Plan, changes: Mapping[str, float]) -> str:
     if not changes:
         return f"{plan.path} has these alphas already."
     require_applicable(plan)
-    data = plan.path.read_bytes()
-    text = data.decode("utf-8-sig")
+    text = read_text(plan.path)
     trained = [name for name in changes if name in trained_versions(plan)]
     if plan_from(parse_source(plan.path, text)) != plan or trained:
         raise UserError(
@@ -54,7 +49,6 @@ def apply_alphas(plan: Plan, changes: Mapping[str, float]) -> str:
         )
     changed = with_alphas(plan.path, text, changes)
     plan_from(parse_source(plan.path, changed))  # raises where the alphas do not fit
-    mark = MARK if data.startswith(MARK) else b""
-    atomic_rewrite(plan.path, mark + changed.encode())
+    write_text(plan.path, changed)
     lines = ", ".join(f"{name} alpha {alpha:g}" for name, alpha in changes.items())
     return f"{plan.path}: {plural(len(changes), 'alpha')} written: {lines}."

@@ -119,8 +119,9 @@ def tell(adoption: Adoption, trained: Trained) -> None:
 
 def imported(plan: Plan, args: argparse.Namespace) -> int:
     """Make the weights of an imported folder, which have no optimizer state, the start of the plan's runs."""
+    from megatron_lrpath.plan.file.edit import write_text
     from megatron_lrpath.training import machine
-    from megatron_lrpath.upkeep.adopt import prepare_weights, write_plan
+    from megatron_lrpath.upkeep.adopt import prepare_weights
 
     if args.step:
         raise UserError(
@@ -140,7 +141,7 @@ def imported(plan: Plan, args: argparse.Namespace) -> int:
     if args.dry_run:
         print("nothing was written (--dry-run)")
         return 0
-    write_plan(plan, text)
+    write_text(plan.path, text)
     print(f"next: lrpath plan {shlex.quote(str(plan.path))}")
     return 0
 

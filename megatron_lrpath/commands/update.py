@@ -98,9 +98,9 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.delivery import keep
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.record import blend_problems, refuse, require_tokenizer
-    from megatron_lrpath.files import atomic_rewrite
     from megatron_lrpath.locks import FolderLock, LockHeldError
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.plan.file.edit import write_text
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
     if args.extra and not (args.run or args.submit):
@@ -128,9 +128,7 @@ def execute(args: argparse.Namespace) -> int:
             return 0
         keep(list(reversed(update.slices)), existing, folder)  # the version last: the plan names it next
         if not update.known:
-            data = args.plan.read_bytes()
-            mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
-            atomic_rewrite(args.plan, mark + update.text.encode())
+            write_text(args.plan, update.text)
     finally:
         lock.close()
     require_tokenizer(load_plan(args.plan))
@@ -227,7 +225,7 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.data.slice import available_samples, validation_path
     from megatron_lrpath.plan.file.edit import with_version
     from megatron_lrpath.plan.file.load import plan_from
-    from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.plan.file.source import parse_source, read_text
     from megatron_lrpath.plan.mix import Replay
 
     batch = plan.batch
@@ -248,7 +246,7 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
         version["replay"] = args.replay
     new = [str(Path(plan.data.slices) / one.name) for one in slices[1:]]
     before = [plan.data.valid, *plan.data.more_valid] if validation_path(plan.data).exists() else []
-    text = args.plan.read_bytes().decode("utf-8-sig")
+    text = read_text(args.plan)
     text = with_version(args.plan, text, version, [*before, *new] if new else [])
     return text, plan_from(parse_source(args.plan, text))
 

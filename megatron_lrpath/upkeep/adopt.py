@@ -17,12 +17,12 @@ from typing import Any
 from megatron_lrpath.data.identity import trainer_facts
 from megatron_lrpath.data.slice import Slice, slice_path
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_rewrite, sync_folder
+from megatron_lrpath.files import sync_folder
 from megatron_lrpath.plan import Plan, run_identity
-from megatron_lrpath.plan.file.edit import with_entry, with_key
+from megatron_lrpath.plan.file.edit import with_entry, with_key, write_text
 from megatron_lrpath.plan.file.keys import UNKNOWN
 from megatron_lrpath.plan.file.load import plan_from
-from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.plan.file.source import parse_source, read_text
 from megatron_lrpath.plan.spec import Adopted
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.folder import RunFolder
@@ -74,7 +74,7 @@ def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]
     source = disk.checkpoint_folder(root.resolve(), step)
     require_flat(source)
     adopted = adopted_from(plan, source, str(source), (step, samples), data)
-    adoption = Adoption(source, *with_adopted(plan, text_of(plan), adopted))
+    adoption = Adoption(source, *with_adopted(plan, read_text(plan.path), adopted))
     require_fresh(adoption)
     return adoption
 
@@ -129,21 +129,10 @@ def prepare_weights(plan: Plan, root: Path, data: Sequence[str]) -> tuple[str, P
             f"{listing(list(map(str, begun[:3])))}: trained already; give {plan.path} another `output` to begin with "
             "other weights"
         )
-    text = text_of(plan)
+    text = read_text(plan.path)
     if given is None:
         text = with_entry(plan.path, text, "megatron", "pretrained_checkpoint", name)
     return with_adopted(plan, text, adopted)
-
-
-def text_of(plan: Plan) -> str:
-    """Return the plan file's text."""
-    return plan.path.read_bytes().decode("utf-8-sig")
-
-
-def write_plan(plan: Plan, text: str) -> None:
-    """Replace the plan file by `text`; a byte-order mark is kept."""
-    mark = b"\xef\xbb\xbf" if plan.path.read_bytes().startswith(b"\xef\xbb\xbf") else b""
-    atomic_rewrite(plan.path, mark + text.encode())
 
 
 def with_adopted(plan: Plan, text: str, adopted: Adopted) -> tuple[str, Plan]:
@@ -236,7 +225,7 @@ def carry_out(adoption: Adoption) -> None:
     identity = run_identity(plan, plan.main) | {"slices": {}} | trainer_facts(plan, None)
     write_adopted(plan.folder(plan.main), identity, parent)
     if adoption.text:
-        write_plan(plan, adoption.text)
+        write_text(plan.path, adoption.text)
     aside.rename(disk.checkpoint_folder(root, step))
     sync_folder(root)
     disk.write_tracker(root, step)

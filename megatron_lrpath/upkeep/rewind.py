@@ -14,12 +14,12 @@ from pathlib import Path
 from megatron_lrpath.data.slice import ENDING, slice_path, valid_name, validation_paths
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import is_written_by_experiment
-from megatron_lrpath.files import atomic_rewrite, atomic_write_bytes, sync_folder
+from megatron_lrpath.files import atomic_write_bytes, sync_folder
 from megatron_lrpath.paradigms import OURS, PARADIGMS
 from megatron_lrpath.plan import Plan, load_plan
-from megatron_lrpath.plan.file.edit import without_versions
+from megatron_lrpath.plan.file.edit import without_versions, write_text
 from megatron_lrpath.plan.file.load import plan_from
-from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.plan.file.source import parse_source, read_text
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_folder,
     complete_steps,
@@ -126,7 +126,7 @@ def pair(output: Path, source: Path, target: Path) -> tuple[str, str]:
 
 def new_text(plan: Plan, dropped: Collection[str]) -> str:
     """Return the plan's text without the versions in `dropped`. Raise PlanError if it cannot be edited."""
-    text = plan.path.read_bytes().decode("utf-8-sig")
+    text = read_text(plan.path)
     names = [version.name for version in plan.versions if version.name in dropped]
     sets = {valid_name(name) for name in dropped}
     valid = [one for one in plan.data.more_valid if Path(one).name.removesuffix(ENDING) in sets]
@@ -312,11 +312,9 @@ def note(folder: Path, record: SetAside, finished: bool) -> None:
 def edit_plan(plan: Plan, record: SetAside) -> Plan:
     """Remove the dropped versions from the plan's file, if it still has them; return the plan in it."""
     text = new_text(plan, record.dropped)
-    data = plan.path.read_bytes()
-    mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
-    if mark + text.encode() == data:
+    if text == read_text(plan.path):
         return plan
-    atomic_rewrite(plan.path, mark + text.encode())
+    write_text(plan.path, text)
     return load_plan(plan.path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,17 @@ from typing import Any
 import yaml
 
 from megatron_lrpath.errors import PlanError
+from megatron_lrpath.files import atomic_rewrite
 from megatron_lrpath.plan.file.source import parse_source, plain
 
 Edit = tuple[int, int, str]
 """The text that replaces the characters from the first position to the second."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the text of a plan file atomically; a byte-order mark and the permissions are kept."""
+    mark = codecs.BOM_UTF8 if path.read_bytes().startswith(codecs.BOM_UTF8) else b""
+    atomic_rewrite(path, mark + text.encode())
 
 
 def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def read_source(path: Path | str) -> Source:
     Raise PlanError with the file and the line: no such file, not UTF-8, too large, invalid YAML, empty, a
     repeated key, and aliases, tags or nesting that plans do not need.
     """
-    return parse_source(Path(path), _read_text(Path(path)))
+    return parse_source(Path(path), read_text(Path(path)))
 
 
 def parse_source(path: Path, text: str) -> Source:
@@ -179,7 +179,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a plan file without a byte-order mark. Raise PlanError if it cannot be read."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
