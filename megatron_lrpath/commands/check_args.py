@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the treatment of each argument; return 2 if some are refused, else 0."""
     given, way = read(args), WAYS[args.way]
-    entries = [entry(one, way) for one in given]
+    idle = ignored(given)
+    entries = [entry(one, way, idle) for one in given]
     if args.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
     else:
@@ -60,9 +62,27 @@ def read(args: argparse.Namespace) -> list[Given]:
         raise UserError(f"{args.script}: cannot be read: {cause(error)}") from None
 
 
-def entry(one: Given, way: str) -> dict[str, str]:
-    """Return an argument as an entry of the list; a value that the parser rejects counts as refused."""
-    wrong = one.problem()
+def ignored(given: Sequence[Given]) -> dict[str, str]:
+    """Return why Megatron ignores arguments of the line, by destination.
+
+    Any value is assumed for a shell variable, so an argument that needs a certain value of it is not listed.
+    """
+    from megatron_lrpath.plan.companions import missing_companions
+
+    known = {one.argument.name: one.values for one in given if one.argument is not None}
+    variable = {name for name, values in known.items() if any("$" in value for value in values)}
+    return {
+        one.name: one.said
+        for one in missing_companions({name: " ".join(values) or True for name, values in known.items()})
+        if not variable & {condition.partition("=")[0] for condition in one.of}
+    }
+
+
+def entry(one: Given, way: str, idle: Mapping[str, str]) -> dict[str, str]:
+    """Return an argument as an entry of the list; a value that the parser rejects, and an argument without
+    effect (`idle`), count as refused.
+    """
+    wrong = one.problem() or (idle.get(one.argument.name) if one.argument else None)
     if wrong:
         return {"argument": one.text, "class": "refused", "meaning": wrong}
     return {"argument": one.text, "class": one.class_for(way), "meaning": one.meaning(way)}

@@ -8,7 +8,8 @@ from typing import Any
 
 PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
 OLDEST = (0, 2)  # the oldest version for Megatron 0.19
-OF_MEGATRON = frozenset({"adam", "sgd"})
+ADAM, SGD = "adam", "sgd"
+OF_MEGATRON = frozenset({ADAM, SGD})
 MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
 
 
@@ -21,7 +22,7 @@ def optimizer_problems(given: Mapping[str, Any], with_path: bool = True, is_here
         with_path: whether this is a run with a path (not plain Megatron), which resumes from its checkpoints.
         is_here: whether it is trained on this machine, which then needs the package.
     """
-    name = given.get("optimizer", "adam")
+    name = given.get("optimizer", ADAM)
     if name in OF_MEGATRON:
         return []
     chosen = f"--optimizer {name}"

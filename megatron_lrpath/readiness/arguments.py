@@ -7,12 +7,15 @@ from typing import Any
 
 from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.memory import arguments_of
 from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.arguments import find, is_neutral, option_hint
+from megatron_lrpath.plan.companions import WITH_OR_WITHOUT, without_effect
 from megatron_lrpath.plan.launch_line import line_problems
 from megatron_lrpath.plan.secrets import secret_problem
-from megatron_lrpath.readiness.finding import FAILED, Finding
+from megatron_lrpath.readiness.finding import FAILED, WARNING, Finding
+from megatron_lrpath.runs.lineage import is_plan_bound
 
 NAME = "arguments"
 BEHIND = "after --: "
@@ -42,6 +45,17 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
             known = argument_checks(plan, runs, without_unknown(extra))
             found += [problem.found.removeprefix(BEHIND) for problem in known]
     return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in dict.fromkeys(found)]
+
+
+def effect_checks(plan: Plan, extra: Sequence[str]) -> list[Finding]:
+    """Report the arguments that Megatron would ignore, of the plan and after `--`.
+
+    They are failures. If a run of the plan has been begun with them, they are warnings: its arguments are
+    fixed, and it was trained without their effect.
+    """
+    begun = is_plan_bound(plan)
+    status, advice = (WARNING, "Megatron ignores it") if begun else (FAILED, WITH_OR_WITHOUT)
+    return [Finding(NAME, status, f"{line}; {advice}") for line in without_effect(arguments_of(plan, extra))]
 
 
 def without_unknown(extra: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.readiness import machine
-from megatron_lrpath.readiness.arguments import argument_checks
+from megatron_lrpath.readiness.arguments import argument_checks, effect_checks
 from megatron_lrpath.readiness.data import chat_checks, data_checks, made_checks, tokenizer_check
 from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
 from megatron_lrpath.readiness.output import (
@@ -85,6 +85,7 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     todo = request.todo(tasks)
     findings = argument_checks(plan, [task.run for task in todo], request.extra)
     extra = () if findings else request.extra
+    findings += effect_checks(plan, extra) if todo else []
     tokenizer, vocabulary = tokenizer_check(plan)
     findings += [tokenizer] if todo else []
     renamed = renamed_versions(plan)

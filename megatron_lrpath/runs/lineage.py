@@ -173,6 +173,11 @@ def is_bound(folder: Path) -> bool:
     return has_begun(RunFolder(folder).checkpoints) or completed_step(folder) is not None
 
 
+def is_plan_bound(plan: Plan) -> bool:
+    """Return whether a pre-training run of the plan is bound to its settings, and so to the plan's arguments."""
+    return any(is_bound(plan.folder(run)) for paradigm in PARADIGMS for run in plan.runs(paradigm))
+
+
 def newest_step(folder: Path) -> int:
     """Return the newest step that the run in `folder` has kept; 0 without a checkpoint."""
     return max([*steps_found(RunFolder(folder).checkpoints), completed_step(folder) or 0])

@@ -1,4 +1,6 @@
-"""The layers of models without Transformer Engine: torch's attention, and a norm for sequence parallelism."""
+"""The model beyond Megatron's own: layers without Transformer Engine (torch's attention, a norm for sequence
+parallelism), and the argument of the model that Megatron leaves out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -149,6 +151,15 @@ class ParallelTorchNorm:
         return norm
 
 
+def take_rope_factor(model: Any, args: Any) -> None:
+    """Set --rope-scaling-factor in a `GPTModelConfig`: Megatron 0.19's `gpt_config_from_args` leaves it out,
+    so that every model would be built with the default. A value that a script has set stays.
+    """
+    default = getattr(type(model), "rope_scaling_factor", None)
+    if default is not None and model.rope_scaling_factor == default:
+        model.rope_scaling_factor = args.rope_scaling_factor
+
+
 def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """Return the layers of this pipeline stage for a `GPTModelConfig`.
 
@@ -156,24 +167,29 @@ def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSu
     Apex's if that is installed).
     """
     transformer = config.transformer
-    layer = get_gpt_layer_local_spec(
-        transformer.num_moe_experts,
-        transformer.moe_grouped_gemm,
-        transformer.qk_layernorm,
-        transformer.multi_latent_attention,
-        normalization=transformer.normalization,
-        qk_l2_norm=transformer.qk_l2_norm,
-    )
+    options = {"normalization": transformer.normalization, "qk_l2_norm": transformer.qk_l2_norm}
+    if transformer.num_moe_experts is None:
+        layer = get_gpt_layer_local_spec(
+            qk_layernorm=transformer.qk_layernorm,
+            multi_latent_attention=transformer.multi_latent_attention,
+            **options,
+        )
+        layers = [layer] * get_num_layers_to_build(transformer, vp_stage)
+    else:  # dense layers and layers of experts, in the order of --moe-layer-freq
+        block = get_gpt_decoder_block_spec(
+            transformer, use_transformer_engine=False, vp_stage=vp_stage, **options
+        )
+        layers = block.layer_specs
     norm: Any = ParallelTorchNorm
     if transformer.normalization == "LayerNorm" and importable(APEX_NORM) and torch.cuda.is_available():
         from megatron.core.fusions.fused_layer_norm import FusedLayerNorm  # needs Apex
 
         norm = FusedLayerNorm
-    attention = layer.submodules.self_attention.submodules
-    for owner in (layer.submodules, attention):
-        for name, value in vars(owner).items():
-            if value is WrappedTorchNorm or getattr(value, "__name__", "") == "FusedLayerNorm":
-                setattr(owner, name, norm)
-    attention.core_attention = SDPACoreAttention
-    count = get_num_layers_to_build(transformer, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+    for layer in layers:
+        attention = layer.submodules.self_attention.submodules
+        for owner in (layer.submodules, attention):
+            for name, value in vars(owner).items():
+                if value is WrappedTorchNorm or getattr(value, "__name__", "") == "FusedLayerNorm":
+                    setattr(owner, name, norm)
+        attention.core_attention = SDPACoreAttention
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)

@@ -18,7 +18,7 @@ from megatron_lrpath.training.checkpoints.dist_checkpointing import load_failure
 from megatron_lrpath.training.datasets import DatasetProvider
 from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import own_store
-from megatron_lrpath.training.layers import local_layers
+from megatron_lrpath.training.layers import local_layers, take_rope_factor
 from megatron_lrpath.training.loop import carry_out
 from megatron_lrpath.training.options import arguments, from_arguments
 from megatron_lrpath.training.session import Session
@@ -48,7 +48,7 @@ class Script:
         session = self.session
         with session.exits.reported():
             seams.apply(session)
-            session.own_arguments = extra_args_provider
+            session.own_arguments, session.builds_model = extra_args_provider, False
             argv, defaults = sys.argv[1:], dict(args_defaults or {})
             if is_plain(argv) and session.device != "cpu":
                 provider = arguments.arguments_provider(extra_args_provider)
@@ -89,6 +89,7 @@ class Script:
             own_layers = (
                 model_provider is not None or getattr(model, "transformer_layer_spec", args) is not None
             )
+            take_rope_factor(model, args)
             if args.transformer_impl == "local" and not own_layers:
                 model.transformer_layer_spec = local_layers
             planned = session.context.plan is not None

@@ -31,6 +31,7 @@ class Session:
         exits, signals, ahead: exist before Megatron is imported.
         kernels: the kernels of `--gpu-kernels` in use.
         own_arguments: adds the arguments of a user's script to the parser.
+        builds_model: whether this package builds the model, from the arguments; False for a user's script.
         context: the run; None for plain Megatron.
         peers: the watch over the other ranks, after rendezvous.
         standstill: the clock of a training's steps.
@@ -49,6 +50,7 @@ class Session:
     ahead: ReadAhead = field(default_factory=ReadAhead)
     kernels: frozenset[str] = frozenset()
     own_arguments: ArgumentsProvider | None = None
+    builds_model: bool = True
     context: RunContext | None = None
     peers: PeerWatch | None = None
     standstill: Standstill | None = None

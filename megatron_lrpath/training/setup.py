@@ -17,13 +17,14 @@ from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_lrpath.console import say
+from megatron_lrpath.console import say, warn
 from megatron_lrpath.data.index_cache import local_rank
 from megatron_lrpath.data.record import blend_problems, refuse
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.companions import WITH_OR_WITHOUT, without_effect
 from megatron_lrpath.plan.optimizers import optimizer_problems
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
@@ -42,7 +43,7 @@ from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.training.guards.standstill import Standstill, fit_collectives
-from megatron_lrpath.training.layers import local_layers
+from megatron_lrpath.training.layers import local_layers, take_rope_factor
 from megatron_lrpath.training.machine import device_name
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
@@ -111,6 +112,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
+        if session.builds_model:
+            refuse_ignored(session.context, explicit)
     if session.context is not None and session.context.plan is None and local_rank() == 0:
         refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
@@ -192,6 +195,29 @@ def check_lineage(context: RunContext) -> None:
         own["arguments"] = recorded["identity"].get("arguments", {})
     identity = run_identity(context.plan, parent) | own
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
+
+
+def refuse_ignored(context: RunContext, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that Megatron would ignore, of the model and of the optimizer.
+
+    A run that is bound to them, or whose parent or plan is, continues with a warning: it was trained without
+    their effect.
+
+    Raises:
+        UserError: there are any; lists all of them, a line each.
+    """
+    found = without_effect(given)
+    bound = context.parent is not None or lineage.is_bound(context.records)
+    if context.plan is not None:
+        bound = bound or lineage.is_plan_bound(context.plan)
+    if found and not bound:
+        lines = "\n".join(f"- {line}; {WITH_OR_WITHOUT}" for line in found)
+        raise UserError(
+            f"Megatron would ignore these arguments:\n{lines}\nCalling again does not help before that."
+        )
+    if local_rank() == 0:
+        for line in found:
+            warn(f"{line}; Megatron ignores it")
 
 
 def check_argument_lineage(context: RunContext) -> None:
@@ -409,8 +435,15 @@ def parent_name(context: RunContext) -> str:
 def configuration(args: Any) -> Any:
     """Return Megatron's configuration container with the model; without Transformer Engine the layers are
     this project's.
+
+    Raises:
+        UserError: the arguments do not describe a model that Megatron builds.
     """
-    model = gpt_config_from_args(args)
+    try:
+        model = gpt_config_from_args(args)
+    except (AssertionError, ValueError) as error:
+        raise UserError(one_refusal(error)) from error
+    take_rope_factor(model, args)
     if args.transformer_impl == "local" and args.spec is None:
         model.transformer_layer_spec = local_layers
     return pretrain_cfg_container_from_args(args, model)

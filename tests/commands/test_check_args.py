@@ -49,3 +49,19 @@ def test_without_arguments_there_is_nothing_to_check(
 ) -> None:
     assert main(["check-args", *argv]) == 2
     assert "lrpath: error: " in capsys.readouterr().err
+
+
+def test_arguments_without_effect_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "torchrun pretrain_gpt.py --num-query-groups 2 --position-embedding-type $POSITIONS "
+        "--use-rope-scaling --moe-router-topk 2\n"
+    )
+    status, found = checked(["--script", str(script)], capsys)
+    assert status == 2
+    assert found["--num-query-groups"] == (
+        "refused",
+        "--num-query-groups has no effect without --group-query-attention",
+    )
+    assert found["--moe-router-topk"][0] == "refused"
+    assert found["--use-rope-scaling"][0] == "identity"  # the variable can be `rope`

@@ -55,6 +55,8 @@ MODELS = {name: reduced(name) for name in RECIPES} | {
     "qwen3-grouped-wide-heads": MODEL | {"qk_layernorm": True, "kv_channels": 12},
     "all-biases-wide-heads": MODEL | {"disable_bias_linear": False, "kv_channels": 12, "rotary_base": 50000},
     "llama3-rope": MODEL | {"use_rope_scaling": True, "rope_scaling_factor": 8.0},
+    # as LLaMA 3.2: not the factor that Megatron uses by default
+    "llama3-rope-32": MODEL | {"use_rope_scaling": True, "rope_scaling_factor": 32.0, "rotary_base": 500000},
 }
 
 

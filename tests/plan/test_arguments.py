@@ -42,6 +42,8 @@ FITTING = {  # with the other values of the plan
     "hidden_size": 256,
     "num_attention_heads": 8,
     "max_position_embeddings": 512,
+    "tensor_model_parallel_size": 2,
+    "recompute_granularity": "selective",
 }
 ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().items())]
 

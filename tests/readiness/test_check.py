@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.launch import local
+from megatron_lrpath.readiness import arguments
 from tests.support import GOLDEN
 from tests.support.training_fixtures import make_plan
 
@@ -57,6 +58,11 @@ CASES = {
     "no dataset": (remove("v2_text_document.idx"), "v2.slice: names the indexed dataset", False),
     "another dataset": (other_data, "v2_text_document is not the one this slice was drawn from", True),
     "another tokenizer": (change("vocab_size: 120", "vocab_size: 100"), "tokenizer of the data: ", True),
+    "an argument without effect": (
+        change("group_query_attention: true", "group_query_attention: false"),
+        "--num-query-groups has no effect without --group-query-attention; leave it out, or give what it needs",
+        True,
+    ),
     "no tokenizer": (
         change("type: NullTokenizer", "type: SentencePieceTokenizer\n  model: gone.model"),
         "gone.model: there is no such file",
@@ -102,6 +108,19 @@ def test_a_mistake_is_reported_before_any_process_starts(
         assert "branch-v2" in told.out  # the plan is shown nevertheless
         assert (said in told.err) == contradicts
     assert started == []
+
+
+def test_a_plan_that_was_begun_with_an_argument_without_effect_goes_on(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(tmp_path, versions=(6, 6))
+    edit(plan, "group_query_attention: true", "group_query_attention: false")
+    assert main(["run", str(plan)]) == 2
+    monkeypatch.setattr(arguments, "is_plan_bound", lambda plan: True)
+    capfd.readouterr()
+    assert main(["run", str(plan)]) == 0
+    assert "WARNING: arguments: --num-query-groups has no effect" in capfd.readouterr().err
+    assert started == ["tiny-test"]
 
 
 def test_a_size_that_the_tokenizer_does_not_have_is_told(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +27,7 @@ from megatron_lrpath.plan.arguments import (
     Argument,
     table,
 )
+from megatron_lrpath.plan.companions import companions
 from tests.support import ROOT
 from tests.support.plan_text import SOUND
 
@@ -178,3 +184,68 @@ def test_a_scripts_defaults_are_refused_as_its_arguments() -> None:
     assert "--no-load-rng among the script's args_defaults" in found
     given = {"dataloader_type": "single"}
     assert not arguments.default_problems({"no_load_optim": False, "dataloader_type": "cyclic"}, given)
+
+
+# Where an argument is parsed, printed, or compared with a checkpoint, it has no effect yet; the others build or run
+# models that are not trained here.
+ELSEWHERE = (
+    "training/arguments.py", "training/argument_utils.py", "training/yaml_arguments.py", "training/checkpointing.py",
+    "/export/", "/inference/", "/rl/", "/modelopt/", "/T5/", "/bert/", "/multimodal/", "/vision/", "/hybrid/",
+)  # fmt: skip
+READ_OTHERWISE = {
+    "grad_reduce_in_bf16": "sets accumulate_allreduce_grads_in_fp32 when the arguments are validated",
+    "use_rotary_position_embeddings": "sets position_embedding_type when the arguments are validated",
+    "no_weight_decay_cond_type": "sets apply_wd_to_qk_layernorm, or is refused, when the arguments are validated",
+    "init_method_xavier_uniform": "sets the initialization when the model's configuration is made",
+    "quick_geglu": "sets the activation when the model's configuration is made",
+    "max_position_embeddings": "sets seq_length when the model's configuration is made",
+    "rotary_seq_len_interpolation_factor": "sets seq_len_interpolation_factor when the configuration is made",
+    "use_rope_scaling": "sets rope_scaling when the model's configuration is made",
+    "te_precision_config_file": "sets the quantization when the model's configuration is made",
+    "spec": "selects the layers when the model's configuration is made",
+}
+"""Arguments whose effect Megatron's own argument code passes on under another name."""
+BY_PREFIX = "muon_"
+"""Arguments that Megatron reads as `getattr(config, prefix + name)`."""
+
+
+def readers(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of the attributes that code reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield node.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            yield from (one.value for one in node.args[1:2] if isinstance(one, ast.Constant))
+
+
+def test_every_argument_that_belongs_to_a_run_is_read_by_what_trains_it() -> None:
+    """What nothing reads would be ignored in silence; such arguments are refused."""
+    import megatron.core
+
+    read: set[str] = set()
+    root = Path(megatron.core.__file__).parents[1]
+    for file in [*(root / "core").rglob("*.py"), *(root / "training").rglob("*.py")]:
+        if not any(part in str(file) for part in ELSEWHERE):
+            read.update(readers(ast.parse(file.read_text(encoding="utf-8"))))
+    ours = {name for name in table() if name.startswith(("loss_spike", "lr_path"))}
+    refused = {one.name for one in companions() if not one.of}
+    assert not read & set(READ_OTHERWISE), "no longer needed"
+    known = read | ours | refused | set(READ_OTHERWISE)
+    unread = {name for name, row in table().items() if row.plan == IDENTITY and name not in known}
+    assert {name for name in unread if not name.startswith(BY_PREFIX)} == set()
+
+
+def test_the_models_configuration_gets_every_argument_of_its_own() -> None:
+    """`gpt_config_from_args` leaves some fields at their defaults that have an argument of the same name."""
+    from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.models.gpt import GPTModelConfig
+
+    tree = ast.parse(inspect.getsource(gpt_config_from_args))
+    passed = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+    }
+    left_out = {field.name for field in fields(GPTModelConfig)} & set(table()) - passed
+    # Set by `take_rope_factor`; read by Megatron's `initialize.py` from the arguments themselves.
+    assert left_out == {"rope_scaling_factor", "tp_comm_overlap_cfg"}

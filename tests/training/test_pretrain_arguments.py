@@ -348,3 +348,22 @@ def test_the_plans_words_are_megatrons_arguments(folder: Path) -> None:
         [word for part in plan_flags(plan, plan.run("ours", "main")).values() for word in part]
     )
     assert (said["train_iters"], said["lr"], said["global_batch_size"]) == (6, 0.01, 4)
+
+
+def test_arguments_without_effect_are_refused_before_the_model_is_built(
+    folder: Path, argv: list[str]
+) -> None:
+    path = ["--lr-path", "main", "--train-iters", "8", "--save", str(folder / "idle")]
+    said = refusal([*argv, *RATES, *path, "--lion-beta1", "0.9", "--moe-router-topk", "2"])
+    assert "--lion-beta1 has no effect without --optimizer lion" in said
+    assert (
+        "--moe-router-topk has no effect without --num-experts; leave it out, or give what it needs" in said
+    )
+    assert not (folder / "idle").exists()
+
+
+def test_a_model_that_megatron_does_not_build_is_refused_in_its_words(folder: Path, argv: list[str]) -> None:
+    path = ["--lr-path", "main", "--train-iters", "8", "--save", str(folder / "unbuilt")]
+    said = refusal([*argv, *RATES, *path, "--num-experts", "4", "--moe-router-topk", "1"])
+    assert "Megatron refuses these arguments: Please use --moe-router-pre-softmax when topk is 1." in said
+    assert "Traceback" not in said

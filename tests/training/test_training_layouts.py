@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_lrpath.runs.checkpoints import complete_steps
+from tests.support.states import states
 from tests.support.training_fixtures import MODEL, Outcome, history, make_plan, run_words, train
 
 pytestmark = pytest.mark.slow
@@ -164,5 +165,18 @@ def test_first_weights_of_experts_are_those_of_one_process(tmp_path: Path, layou
     for name, nproc, flags in (("single", 1, ()), ("spread", 2, layout)):
         plan = plan_in(tmp_path / name, model=model)
         train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        losses.append([line["loss"] for line in history(tmp_path / name / "runs/ours/main")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_experts_are_in_the_layers_that_the_frequency_names(tmp_path: Path) -> None:
+    model = {**MODEL, "num_layers": 4, "num_experts": 2, "moe_layer_freq": "[0,1,1,0]"}
+    losses = []
+    for name, nproc, flags in (("single", 1, ()), ("stages", 2, PP2)):
+        plan = plan_in(tmp_path / name, model=model)
+        train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        (checkpoint,) = (tmp_path / name / "runs/ours/main/checkpoints").glob("iter_*")
+        routers = {key.split("layers.")[1].split(".")[0] for key in states(checkpoint)[0] if "router" in key}
+        assert routers == {"1", "2"}
         losses.append([line["loss"] for line in history(tmp_path / name / "runs/ours/main")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -39,6 +39,7 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_saves,
         _check_precision,
         _check_shape,
+        _check_recomputation,
     ):
         check(source, plan)
 
@@ -139,7 +140,7 @@ def _check_precision(source: Source, plan: Plan) -> None:
 
 
 def _check_shape(source: Source, plan: Plan) -> None:
-    """Check that heads, groups and positions fit; Megatron reports it when a run starts, or builds no model."""
+    """Check that heads, groups, ranks and positions fit; Megatron reports it when a run starts, or builds no model."""
     model = resolve_model(plan.model) | plan.megatron
     hidden, heads = _whole(model, "hidden_size"), _whole(model, "num_attention_heads")
     groups = _whole(model, "num_query_groups") if model.get("group_query_attention") else None
@@ -153,9 +154,28 @@ def _check_shape(source: Source, plan: Plan) -> None:
         raise _argument(source, "num_query_groups", "num_attention_heads").error(
             f"num_attention_heads {heads} is not a multiple of num_query_groups {groups}; every group has as many heads"
         )
+    ranks = _whole(model, "tensor_model_parallel_size") or 1
+    if heads and heads % ranks:
+        raise _argument(source, "tensor_model_parallel_size").error(
+            f"{ranks} ranks do not divide num_attention_heads {heads}; every rank has as many heads"
+        )
+    if groups and groups % ranks and ranks % groups:
+        raise _argument(source, "tensor_model_parallel_size").error(
+            f"{ranks} ranks neither divide num_query_groups {groups} nor are a multiple of it"
+        )
     if positions and positions < length:
         raise _argument(source, "max_position_embeddings").error(
             f"{positions} positions are fewer than batch.seq_length {length}; give at least {length}, or leave it out"
+        )
+
+
+def _check_recomputation(source: Source, plan: Plan) -> None:
+    """Check that the recomputation of whole layers has a method; Megatron reports it when a run starts."""
+    names = ("recompute_method", "recompute_num_layers")
+    missing = [name for name in names if plan.megatron.get(name) in (None, False)]
+    if plan.megatron.get("recompute_granularity") == "full" and missing:
+        raise _argument(source, "recompute_granularity").error(
+            f"`full` needs {' and '.join(missing)} as well; e.g. recompute_method: uniform, recompute_num_layers: 1"
         )
 
 
