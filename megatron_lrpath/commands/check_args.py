@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the treatment of each argument; return 2 if some are refused, else 0."""
+    from megatron_lrpath.plan.companions import missing_companions
+
     given, way = read(args), WAYS[args.way]
-    idle = ignored(given)
+    values = {one.argument.name: " ".join(one.values) or True for one in given if one.argument is not None}
+    idle = missing_companions(values)
     entries = [entry(one, way, idle) for one in given]
     if args.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
@@ -60,22 +63,6 @@ def read(args: argparse.Namespace) -> list[Given]:
         return read_script(args.script.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"{args.script}: cannot be read: {cause(error)}") from None
-
-
-def ignored(given: Sequence[Given]) -> dict[str, str]:
-    """Return why Megatron ignores arguments of the line, by destination.
-
-    Any value is assumed for a shell variable, so an argument that needs a certain value of it is not listed.
-    """
-    from megatron_lrpath.plan.companions import missing_companions
-
-    known = {one.argument.name: one.values for one in given if one.argument is not None}
-    variable = {name for name, values in known.items() if any("$" in value for value in values)}
-    return {
-        one.name: one.said
-        for one in missing_companions({name: " ".join(values) or True for name, values in known.items()})
-        if not variable & {condition.partition("=")[0] for condition in one.of}
-    }
 
 
 def entry(one: Given, way: str, idle: Mapping[str, str]) -> dict[str, str]:

@@ -28,7 +28,8 @@ _FOREIGN = (
     "num_experts", "multi_latent_attention", "rotary_interleaved", "rotary_seq_len_interpolation_factor",
     "qk_l2_norm", "apply_layernorm_1p", "layernorm_zero_centered_gamma", "window_size",
     "mtp_num_layers", "apply_query_key_layer_scaling", "apply_residual_connection_post_layernorm", "use_mup",
-    "no_rope_freq", "attention_output_gate", "heterogeneous_layers_config_path", "hybrid_layer_pattern",
+    "no_rope_freq", "attention_output_gate", "heterogeneous_layers_config_path",
+    "heterogeneous_layers_config_encoded_json", "hybrid_layer_pattern", "spec",
     "hybrid_override_pattern", "glu_linear_offset", "activation_func_clamp_value",
     "experimental_attention_variant",
 )  # fmt: skip

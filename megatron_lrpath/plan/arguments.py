@@ -45,6 +45,7 @@ class Argument:
         key: the key of a plan that sets it, instead of `model` and `megatron`.
         allowed, refused_values: if only some values are refused.
         branch: whether a plan's branches can have another value than its main path.
+        script: the content of a user's script that reads it, if nothing else does: `a hybrid model`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Argument:
     allowed: tuple[str, ...] = ()
     refused_values: tuple[str, ...] = ()
     branch: bool = False
+    script: str = ""
 
     @property
     def option(self) -> str:
@@ -116,7 +118,9 @@ def parser_facts() -> list[dict[str, Any]]:
 def _argument(name: str, group: dict[str, Any], forms: dict[str, Form]) -> Argument:
     fields: dict[str, Any] = {way: group.get("class") or group[way] for way in WAYS}
     fields |= {
-        field: group[field] for field in ("reason", "refusal", "instead", "key", "branch") if field in group
+        field: group[field]
+        for field in ("reason", "refusal", "instead", "key", "branch", "script")
+        if field in group
     }
     fields |= {field: tuple(group[field]) for field in ("allowed", "refused_values") if field in group}
     return Argument(name, forms, **fields)

@@ -1,7 +1,8 @@
-"""What arguments require of other arguments: without its companion, Megatron ignores an argument.
+"""Arguments without effect: those that act only together with another, and those that only a user's script reads.
 
-The rows are the sections `[[companion]]` of `megatron_arguments.toml`. A model that is trained without an
-argument of its command line is another model, so the argument is refused. Read without torch and Megatron.
+The rows are the sections `[[companion]]` and the fields `script` of `megatron_arguments.toml`. A model that
+is trained without an argument of its command line is another model, so the argument is refused. Read without
+torch and Megatron.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lrpath.plan.arguments import TABLE_FILE, find, flag
+from megatron_lrpath.plan.arguments import TABLE_FILE, find, flag, table
 from megatron_lrpath.plan.optimizers import ADAM
 
-DEFAULTS = {"optimizer": ADAM}
+DEFAULTS = {"optimizer": ADAM, "position_embedding_type": "learned_absolute"}
 """Megatron's defaults of arguments that are companions with a value."""
 
 WITH_OR_WITHOUT = "leave it out, or give what it needs"
@@ -23,17 +24,15 @@ WITH_OR_WITHOUT = "leave it out, or give what it needs"
 
 @dataclass(frozen=True)
 class Companion:
-    """A row: an argument that acts only together with another.
+    """A row: an argument that Megatron ignores without another.
 
     Attributes:
         name: the argument's destination.
-        of: the alternatives, at least one of them required, as `name` or `name=value`; empty if a GPT never reads it.
-        why: the reason in that case.
+        of: the alternatives, at least one of them required, as `name` or `name=value`.
     """
 
     name: str
     of: tuple[str, ...]
-    why: str = ""
 
     def is_met(self, values: Mapping[str, Any]) -> bool:
         """Return whether one of the companions is among the values, by destination."""
@@ -42,45 +41,53 @@ class Companion:
     @property
     def said(self) -> str:
         """A line for a message."""
-        if not self.of:
-            return f"{flag(self.name)} has no effect: {self.why}"
-        ways = " or ".join(
-            " ".join((flag(name), *rest)) for name, *rest in (one.split("=") for one in self.of)
-        )
-        return f"{flag(self.name)} has no effect without {ways}"
+        words = [" ".join((flag(name), *rest)) for name, *rest in (one.split("=") for one in self.of)]
+        return f"{flag(self.name)} has no effect without {' or '.join(words)}"
 
 
 def _holds(condition: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a companion exists; a shell variable can have any value."""
     name, _, wanted = condition.partition("=")
     value = values.get(name, DEFAULTS.get(name))
-    return str(value) == wanted if wanted else value is not None and value is not False
+    if value is None or value is False:
+        return False
+    return not wanted or str(value) == wanted or "$" in str(value)
 
 
 @functools.cache
 def companions() -> tuple[Companion, ...]:
     """Return all rows."""
     groups = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["companion"]
-    return tuple(
-        Companion(name, tuple(group["with"]), group.get("why", ""))
-        for group in groups
-        for name in group["names"].split()
-    )
+    return tuple(Companion(name, tuple(group["with"])) for group in groups for name in group["names"].split())
 
 
-def without_effect(given: Mapping[str, Any]) -> list[str]:
-    """Return a line for each argument that Megatron would ignore; `given` as in `missing_companions`."""
-    return [one.said for one in missing_companions(given)]
-
-
-def missing_companions(given: Mapping[str, Any]) -> list[Companion]:
-    """Return the rows of the arguments that Megatron would ignore, because their companion is missing.
+def missing_companions(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each argument that Megatron ignores without its companion, by destination.
 
     Args:
         given: the arguments that are given, by destination or option (with underscores); false omits one.
     """
-    values = {
+    values = _by_destination(given)
+    return {one.name: one.said for one in companions() if one.name in values and not one.is_met(values)}
+
+
+def without_effect(given: Mapping[str, Any]) -> list[str]:
+    """Return a line for each argument without effect on a GPT that this package trains; `given` as in
+    `missing_companions`.
+    """
+    scripts = {name: table()[name].script for name in _by_destination(given) if name in table()}
+    read_elsewhere = [
+        f"{flag(name)} has no effect: only a script of your own with {content} can read it "
+        "(docs/coming-from-megatron.md)"
+        for name, content in scripts.items()
+        if content
+    ]
+    return [*missing_companions(given).values(), *read_elsewhere]
+
+
+def _by_destination(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         argument.name: value
         for name, value in given.items()
         if value is not None and value is not False and (argument := find(name))
     }
-    return [one for one in companions() if one.name in values and not one.is_met(values)]

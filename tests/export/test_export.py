@@ -157,7 +157,8 @@ def test_shards_hold_every_tensor_once_in_order() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("num_experts", 8), ("qk_l2_norm", True), ("normalization", "LayerNorm"), ("swiglu", False),
-     ("rotary_percent", 0.5), ("position_embedding_type", "learned_absolute"), ("window_size", (128, 0))],
+     ("spec", ["my.layers", "layers"]), ("rotary_percent", 0.5), ("position_embedding_type", "learned_absolute"),
+     ("window_size", (128, 0))],
 )  # fmt: skip
 def test_other_models_are_refused_by_name(name: str, value: Any) -> None:
     args = common_state(SMALL, torch.float32, None)["args"]

@@ -16,7 +16,7 @@ def test_the_rows_name_arguments_of_the_table_once() -> None:
     assert len(names) == len(set(names))
     assert {table()[name].plan for name in names} == {IDENTITY}
     assert {condition.partition("=")[0] for one in companions() for condition in one.of} <= set(table())
-    assert all(one.why for one in companions() if not one.of)
+    assert all(one.of for one in companions())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,17 @@ def test_the_rows_name_arguments_of_the_table_once() -> None:
         ({"adam_beta2": 0.99, "optimizer": "lion"}, "--adam-beta2 has no effect without --optimizer adam"),
         ({"lion_beta1": 0.9}, "--lion-beta1 has no effect without --optimizer lion"),
         ({"moe_router_topk": 2}, "--moe-router-topk has no effect without --num-experts"),
-        ({"hybrid_layer_pattern": "M*"}, "--hybrid-layer-pattern has no effect: the model here is a GPT"),
+        ({"reset_attention_mask": True}, "--reset-attention-mask has no effect: only a script"),
+        (
+            {"fim_rate": 0.5},
+            "--fim-rate has no effect: only a script of your own with such samples can read it",
+        ),
+        ({"reset_position_ids": True}, None),
+        (
+            {"reset_position_ids": True, "position_embedding_type": "rope"},
+            "--reset-position-ids has no effect",
+        ),
+        ({"hybrid_layer_pattern": "M*"}, "--hybrid-layer-pattern has no effect: only a script"),
         ({"initial_loss_scale": 4096, "bf16": True}, "--initial-loss-scale has no effect without --fp16"),
     ],
 )

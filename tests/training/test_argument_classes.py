@@ -27,7 +27,6 @@ from megatron_lrpath.plan.arguments import (
     Argument,
     table,
 )
-from megatron_lrpath.plan.companions import companions
 from tests.support import ROOT
 from tests.support.plan_text import SOUND
 
@@ -228,7 +227,7 @@ def test_every_argument_that_belongs_to_a_run_is_read_by_what_trains_it() -> Non
         if not any(part in str(file) for part in ELSEWHERE):
             read.update(readers(ast.parse(file.read_text(encoding="utf-8"))))
     ours = {name for name in table() if name.startswith(("loss_spike", "lr_path"))}
-    refused = {one.name for one in companions() if not one.of}
+    refused = {name for name, row in table().items() if row.script}
     assert not read & set(READ_OTHERWISE), "no longer needed"
     known = read | ours | refused | set(READ_OTHERWISE)
     unread = {name for name, row in table().items() if row.plan == IDENTITY and name not in known}
@@ -247,5 +246,17 @@ def test_the_models_configuration_gets_every_argument_of_its_own() -> None:
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
     }
     left_out = {field.name for field in fields(GPTModelConfig)} & set(table()) - passed
-    # Set by `take_rope_factor`; read by Megatron's `initialize.py` from the arguments themselves.
+    # `take_rope_factor` sets the first; Megatron's `initialize.py` reads the second from the arguments.
     assert left_out == {"rope_scaling_factor", "tp_comm_overlap_cfg"}
+
+
+def test_the_datasets_get_every_argument_of_their_own() -> None:
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+
+    from megatron_lrpath.training.datasets import dataset_config
+
+    tree = ast.parse(inspect.getsource(dataset_config))
+    passed = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    left_out = {field.name for field in fields(GPTDatasetConfig)} & set(table()) - passed
+    belongs = {name for name in left_out if table()[name].path == IDENTITY and not table()[name].script}
+    assert belongs == set()
