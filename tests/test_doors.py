@@ -91,7 +91,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/training/first_weights.py": {"recv_object_list": f"{GROUP}; weights only"},
     "megatron_lrpath/training/guards/guard.py": {"all_gather_object": GROUP},
     "megatron_lrpath/plan/arguments.py": {"tomllib.loads": SHIPPED},
-    "megatron_lrpath/plan/needs.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/file/source.py": {"yaml.SafeLoader": "the door to YAML"},
     "megatron_lrpath/experiment/load.py": {"yaml.safe_load": "a plan that this process made as text"},
     "megatron_lrpath/launch/slurm/ledger.py": {

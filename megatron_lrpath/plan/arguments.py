@@ -86,14 +86,23 @@ class Argument:
         return "; ".join(part for part in (refusal, instead if self.instead else "") if part)
 
 
+def sections(kind: str) -> list[dict[str, Any]]:
+    """Return the sections `[[kind]]` of the table's file: group, range, need or companion."""
+    return list(_content()[kind])
+
+
+@functools.cache
+def _content() -> dict[str, Any]:
+    return tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))
+
+
 @functools.cache
 def table() -> dict[str, Argument]:
     """Return every argument by its destination."""
-    rows = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))
-    classes = {name: group for group in rows["group"] for name in group["names"].split()}
+    classes = {name: group for group in sections("group") for name in group["names"].split()}
     bounds = {
         name: {limit: row[limit] for limit in LIMITS if limit in row}
-        for row in rows["range"]
+        for row in sections("range")
         for name in row["names"].split()
     }
     forms: dict[str, dict[str, Form]] = {name: {} for name in classes}

@@ -8,12 +8,11 @@ torch and Megatron.
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lrpath.plan.arguments import TABLE_FILE, find, flag, table
+from megatron_lrpath.plan.arguments import find, flag, sections, table
 from megatron_lrpath.plan.optimizers import ADAM
 
 DEFAULTS = {"optimizer": ADAM, "position_embedding_type": "learned_absolute"}
@@ -57,8 +56,11 @@ def _holds(condition: str, values: Mapping[str, Any]) -> bool:
 @functools.cache
 def companions() -> tuple[Companion, ...]:
     """Return all rows."""
-    groups = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["companion"]
-    return tuple(Companion(name, tuple(group["with"])) for group in groups for name in group["names"].split())
+    return tuple(
+        Companion(name, tuple(group["with"]))
+        for group in sections("companion")
+        for name in group["names"].split()
+    )
 
 
 def missing_companions(given: Mapping[str, Any]) -> dict[str, str]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan.arguments import TABLE_FILE, find, flag
+from megatron_lrpath.plan.arguments import find, flag, sections
 
 GPU, ENGINE, PLAIN = "gpu", "transformer_engine", "plain"
 WORDS = {
@@ -71,7 +70,6 @@ def _word(value: Any) -> str:
 @functools.cache
 def needs() -> tuple[Need, ...]:
     """Return all rows."""
-    groups = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["need"]
     return tuple(
         Need(
             name,
@@ -80,7 +78,7 @@ def needs() -> tuple[Need, ...]:
             tuple(group.get("unless", ())),
             group.get("why", ""),
         )
-        for group in groups
+        for group in sections("need")
         for name in group["names"].split()
     )
 
