@@ -14,9 +14,10 @@ import argparse
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
@@ -85,7 +86,8 @@ def finished(task: PointTask) -> bool:
 def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
     """Train and evaluate, `jobs` processes at a time, the tasks in order as far as their parents allow.
 
-    After the first failure start no further process; raise SystemExit if trainings are left.
+    After the first failure start no further process; raise SystemExit if trainings are left. If this process is
+    stopped, its trainings save and stop first.
     """
     folders = {task.key: task.folder for task in tasks}
     for task in tasks:
@@ -95,6 +97,24 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
         f"{len(tasks)} trainings, {len(todo)} to do, {sum(task.run.steps for task in todo)} steps", flush=True
     )
     active: list[Job] = []
+    try:
+        todo = finish(todo, active, folders, jobs, device)
+    finally:
+        for job in active:
+            job.process.terminate()
+        for job in active:
+            job.process.join()
+    if todo:
+        sys.exit(f"{len(todo)} trainings are left; call again to continue")
+
+
+def finish(
+    todo: list[PointTask], active: list[Job], folders: Mapping[str, Path], jobs: int, device: str
+) -> list[PointTask]:
+    """Start the processes of the tasks and wait for them; return the tasks that are left after a failure.
+
+    `active` has the processes that are running.
+    """
     failed = False
     while todo or active:
         while not failed and len(active) < jobs:
@@ -114,8 +134,7 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
             active.remove(job)
             failed |= not report(job)
         todo = [task for task in todo if not finished(task)]
-    if todo:
-        sys.exit(f"{len(todo)} trainings are left; call again to continue")
+    return todo
 
 
 def report(job: Job) -> bool:
@@ -161,6 +180,7 @@ def main() -> None:
         "--variations", nargs="+", default=["*"], metavar="PATTERN", help="only these, as cosine*"
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     experiments = load_together(args.experiments)
     for experiment in experiments:
         write_plans(experiment)
