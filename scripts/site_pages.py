@@ -76,7 +76,11 @@ def commands_page() -> str:
 def arguments_page() -> str:
     """Return the reference of Megatron's and this project's training arguments, from their table."""
     from megatron_lrpath.plan.arguments import PATH, PLAN, table
+    from megatron_lrpath.plan.companions import companions
+    from megatron_lrpath.plan.needs import WORDS, needs
 
+    ways = {one.name: one.ways for one in companions()}
+    required = {one.name: WORDS[one.of] for one in needs() if not one.only and not one.unless}
     lines = [
         "# Training arguments",
         "",
@@ -100,6 +104,12 @@ def arguments_page() -> str:
         ]
         if one.key:
             reasons.append(f"plan key `{one.key}`")
+        if one.name in ways:
+            reasons.append(f"acts only with `{ways[one.name]}`")
+        if one.name in required:
+            reasons.append(f"needs {required[one.name]}")
+        if one.script:
+            reasons.append(f"only a script of your own with {one.script} reads it")
         reason = "; ".join(dict.fromkeys(part for part in reasons if part)).replace("|", "\\|")
         lines.append(f"| `{one.option}` | {one.class_for(PLAN)} | {one.class_for(PATH)} | {reason} |")
     return "\n".join([*lines, ""])

@@ -38,10 +38,15 @@ class Companion:
         return any(_holds(one, values) for one in self.of)
 
     @property
+    def ways(self) -> str:
+        """The alternatives as on a command line, joined by `or`."""
+        words = [" ".join((flag(name), *rest)) for name, *rest in (one.split("=") for one in self.of)]
+        return " or ".join(words)
+
+    @property
     def said(self) -> str:
         """A line for a message."""
-        words = [" ".join((flag(name), *rest)) for name, *rest in (one.split("=") for one in self.of)]
-        return f"{flag(self.name)} has no effect without {' or '.join(words)}"
+        return f"{flag(self.name)} has no effect without {self.ways}"
 
 
 def _holds(condition: str, values: Mapping[str, Any]) -> bool:
