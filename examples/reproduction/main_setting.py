@@ -64,6 +64,11 @@ def main_findings(measured: Measured) -> Iterator[Finding]:
          f"{own} / PTFS (ours' rates) − 1", order),
     ):  # fmt: skip
         yield Finding(says, named + ratio, difference, main=True)
+    yield Finding(
+        "A decay to a hundredth of the rate is better than one to a tenth",
+        f"{named}ours (1−√ to a tenth, by version) / ours (1−√ to a hundredth, by version) − 1",
+        between(measured, (BY_VERSION, "ours"), (TO_A_HUNDREDTH, "ours"), paired=True),
+    )
     for variation, end in ((BY_VERSION, "a tenth"), (TO_A_HUNDREDTH, "a hundredth")):
         by_version, best = (variation, "ours"), f"ours (1−√ to {end}, by version)"
         says = f"α by version (cost 0.495; 1−√ to {end}) is"
