@@ -11,6 +11,11 @@ from megatron_lrpath.errors import UserError
 USUAL_VOCABULARY = 100_000
 """Assumed size of a vocabulary that neither the plan nor the tokenizer gives; for predictions of sizes."""
 
+ROPE_FACTOR = "lrpath_rope_scaling_factor"
+"""Argument of a checkpoint that stores the factor of stretched rotary positions that its model was built with."""
+MEGATRONS_ROPE_FACTOR = 8.0
+"""Factor of every model that Megatron 0.19 builds, whatever --rope-scaling-factor is."""
+
 # LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper;
 # with these values the parameter counts match the names (see `parameter_count`).
 _LLAMA: dict[str, Any] = {
@@ -163,3 +168,22 @@ def _mlp(arguments: dict[str, Any]) -> int:
     inner = (2 if gated else 1) * width
     biases = 0 if arguments.get("disable_bias_linear") else inner + hidden
     return hidden * inner + width * hidden + biases
+
+
+def trained_rope_factor(args: Any) -> float | None:
+    """Return the factor of the stretched rotary positions that a checkpoint's model was trained with.
+
+    It is the argument's in imported weights, which no Megatron has trained, and where this package has stored the
+    factor. Elsewhere Megatron has ignored the argument.
+
+    Args:
+        args: the checkpoint's stored arguments, checked.
+
+    Returns:
+        None for a model without stretched positions.
+    """
+    if not getattr(args, "use_rope_scaling", False):
+        return None
+    if not getattr(args, "consumed_train_samples", 0):
+        return float(args.rope_scaling_factor)
+    return float(getattr(args, ROPE_FACTOR, MEGATRONS_ROPE_FACTOR))

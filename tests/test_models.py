@@ -1,9 +1,22 @@
 """Model recipes: their sizes fit their names, and they reach Megatron as arguments."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
 import pytest
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.models import RECIPES, ModelSpec, megatron_flags, parameter_count, resolve_model
+from megatron_lrpath.models import (
+    RECIPES,
+    ROPE_FACTOR,
+    ModelSpec,
+    megatron_flags,
+    parameter_count,
+    resolve_model,
+    trained_rope_factor,
+)
 
 MILLIONS = {"203m": 203.1, "406m": 406.2, "608m": 607.5, "1.2b": 1213, "2.1b": 2119, "3.1b": 3094}
 
@@ -133,3 +146,25 @@ def test_megatron_parses_every_recipe() -> None:
         assert parsed.swiglu is True
         assert parsed.normalization == "RMSNorm"
         assert parsed.add_qkv_bias is (name == "qwen-1.2b")
+
+
+@pytest.mark.parametrize(
+    ("stored", "factor"),
+    [
+        ({"use_rope_scaling": False, "rope_scaling_factor": 32.0, "consumed_train_samples": 4}, None),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0, "consumed_train_samples": 0}, 32.0),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0, "consumed_train_samples": 4}, 8.0),
+        (
+            {
+                "use_rope_scaling": True,
+                "rope_scaling_factor": 32.0,
+                "consumed_train_samples": 4,
+                ROPE_FACTOR: 32.0,
+            },
+            32.0,
+        ),
+    ],
+    ids=["plain", "imported", "trained by Megatron", "trained here"],
+)
+def test_the_factor_that_a_model_was_trained_with(stored: dict[str, Any], factor: float | None) -> None:
+    assert trained_rope_factor(Namespace(**stored)) == factor

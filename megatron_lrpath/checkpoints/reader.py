@@ -27,8 +27,8 @@ from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
 
 METADATA, BACKEND = ".metadata", "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
-CARRIED = "lrpath_hugging_face"  # the argument that stores what an export restores of an imported folder
 """Megatron's names for the non-tensors, arguments included: an object, before version 0.19 a file."""
+CARRIED = "lrpath_hugging_face"  # the argument that stores what an export restores of an imported folder
 TRAINING_STATE = ("optimizer", "rng_state")
 """Prefixes of the names that are read only by a training, not by an evaluation or a merge."""
 LISTED = 5  # maximum number of damaged parts in a message

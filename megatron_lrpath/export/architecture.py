@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import ROPE_FACTOR, trained_rope_factor
 
 LLAMA, QWEN2, QWEN3, MISTRAL = "llama", "qwen2", "qwen3", "mistral"  # `model_type` in a config.json
 CLASSES = {
@@ -131,7 +132,7 @@ def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architectur
         norm_epsilon=args.layernorm_epsilon,
         tied=not args.untie_embeddings_and_output_weights,
         linear_bias=bool(args.add_bias_linear),
-        rope_factor=float(args.rope_scaling_factor) if getattr(args, "use_rope_scaling", False) else None,
+        rope_factor=trained_rope_factor(args),
         init_std=args.init_method_std,
     )
 
@@ -182,7 +183,8 @@ def _check_arguments(args: Any) -> None:
         getattr(args, "use_rope_scaling", False),
     )
     sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
-    numbers = (*_STORED_NUMBERS, *(["rope_scaling_factor"] if stretched else []))
+    factors = [name for name in ("rope_scaling_factor", ROPE_FACTOR) if name in vars(args)]
+    numbers = (*_STORED_NUMBERS, *(factors or ["rope_scaling_factor"] if stretched else []))
     most = {"num_layers": MOST_LAYERS}
     values: dict[str, Any] = {
         name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import ROPE_FACTOR
 from megatron_lrpath.training.machine import APEX_NORM, importable
 
 SHORT = 512
@@ -154,10 +155,15 @@ class ParallelTorchNorm:
 def take_rope_factor(model: Any, args: Any) -> None:
     """Set --rope-scaling-factor in a `GPTModelConfig`: Megatron 0.19's `gpt_config_from_args` leaves it out,
     so that every model would be built with the default. A value that a script has set stays.
+
+    Checkpoints store the factor in the argument `ROPE_FACTOR`, see `trained_rope_factor`.
     """
     default = getattr(type(model), "rope_scaling_factor", None)
-    if default is not None and model.rope_scaling_factor == default:
+    if default is None:
+        return
+    if model.rope_scaling_factor == default:
         model.rope_scaling_factor = args.rope_scaling_factor
+    setattr(args, ROPE_FACTOR, model.rope_scaling_factor)
 
 
 def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:

@@ -207,10 +207,12 @@ def refuse_ignored(context: RunContext, given: Mapping[str, Any]) -> None:
         UserError: there are any; lists all of them, a line each.
     """
     found = without_effect(given)
+    if not found:
+        return
     bound = context.parent is not None or lineage.is_bound(context.records)
     if context.plan is not None:
         bound = bound or lineage.is_plan_bound(context.plan)
-    if found and not bound:
+    if not bound:
         lines = "\n".join(f"- {line}; {WITH_OR_WITHOUT}" for line in found)
         raise UserError(
             f"Megatron would ignore these arguments:\n{lines}\nCalling again does not help before that."

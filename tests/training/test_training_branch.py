@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.models import ROPE_FACTOR
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
+from megatron_lrpath.training.checkpoints import parent
 from tests.support.training_fixtures import history, make_plan, run_words, train
 
 LONG = [
@@ -265,3 +268,17 @@ def test_a_branch_point_that_the_main_path_has_passed_is_refused_with_the_steps_
     refused = train(run_words(plan, "ours", "branch-v3"))
     assert refused.status == [2]
     assert "10" in refused.output
+
+
+def test_a_checkpoint_of_another_factor_of_stretched_positions_is_refused() -> None:
+    sizes = {"group_query_attention": False, "num_attention_heads": 4, "num_query_groups": 1}
+    stored = Namespace(**sizes, use_rope_scaling=True, rope_scaling_factor=32.0, consumed_train_samples=4)
+    args = Namespace(**sizes, use_rope_scaling=True, rope_scaling_factor=32.0)
+    (found,) = parent.differences(stored, args, ())
+    assert found.startswith("it was trained with a rope_scaling_factor of 8, this run has 32")
+    args.rope_scaling_factor = 8.0
+    assert parent.differences(stored, args, ()) == []
+    setattr(stored, ROPE_FACTOR, 32.0)
+    assert parent.differences(stored, args, ()) == [
+        "it was trained with a rope_scaling_factor of 32, this run has 8"
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import MEGATRONS_ROPE_FACTOR, trained_rope_factor
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
@@ -25,6 +26,8 @@ MODEL_ARGUMENTS = (
     "global_batch_size",
 )  # fmt: skip
 FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and length
+
+IGNORED_FACTOR = " (Megatron 0.19 ignores the argument; `lrpath adopt` continues it under a plan with 8)"
 
 
 def require_adopted(plan: Plan, own: Path, step: int) -> None:
@@ -131,7 +134,14 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
         int(one.num_query_groups if one.group_query_attention else one.num_attention_heads)
         for one in (stored, args)
     )
-    return [*wrong, f"it has {there} query groups, this run {here}"] if there != here else wrong
+    wrong += [f"it has {there} query groups, this run {here}"] if there != here else []
+    trained = trained_rope_factor(stored)
+    if trained is not None and args.use_rope_scaling and trained != args.rope_scaling_factor:
+        wrong.append(
+            f"it was trained with a rope_scaling_factor of {trained:g}, this run has {args.rope_scaling_factor:g}"
+            f"{IGNORED_FACTOR if trained == MEGATRONS_ROPE_FACTOR else ''}"
+        )
+    return wrong
 
 
 def expect_iteration(args: Any, first_step: int, samples: int) -> None:
