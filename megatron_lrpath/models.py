@@ -14,7 +14,7 @@ USUAL_VOCABULARY = 100_000
 ROPE_FACTOR = "lrpath_rope_scaling_factor"
 """Argument of a checkpoint that stores the factor of stretched rotary positions that its model was built with."""
 MEGATRONS_ROPE_FACTOR = 8.0
-"""Factor of every model that Megatron 0.19 builds, whatever --rope-scaling-factor is."""
+"""Factor of every model that Megatron 0.19 builds, regardless of --rope-scaling-factor."""
 
 # LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper;
 # with these values the parameter counts match the names (see `parameter_count`).
