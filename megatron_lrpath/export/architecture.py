@@ -183,8 +183,8 @@ def _check_arguments(args: Any) -> None:
         getattr(args, "use_rope_scaling", False),
     )
     sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
-    factors = [name for name in ("rope_scaling_factor", ROPE_FACTOR) if name in vars(args)]
-    numbers = (*_STORED_NUMBERS, *(factors or ["rope_scaling_factor"] if stretched else []))
+    factors = ["rope_scaling_factor", *([ROPE_FACTOR] if hasattr(args, ROPE_FACTOR) else [])]
+    numbers = (*_STORED_NUMBERS, *(factors if stretched else []))
     most = {"num_layers": MOST_LAYERS}
     values: dict[str, Any] = {
         name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)

@@ -21,6 +21,7 @@ from megatron_lrpath.plan.needs import ENGINE, GPU, installed
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 DEVICES = ("auto", "cpu", "cuda")
+MASK = "create_attention_mask_in_dataloader"
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -121,7 +122,7 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
     Engine's layers, and by Megatron's own (the output layer) through Apex or this project's replacement,
     on every GPU.
     """
-    found: dict[str, Any] = {"create_attention_mask_in_dataloader": False}
+    found: dict[str, Any] = {MASK: False}
     if device == "cpu":
         found |= {
             "distributed_backend": "gloo",

@@ -275,7 +275,9 @@ def test_a_checkpoint_of_another_factor_of_stretched_positions_is_refused() -> N
     stored = Namespace(**sizes, use_rope_scaling=True, rope_scaling_factor=32.0, consumed_train_samples=4)
     args = Namespace(**sizes, use_rope_scaling=True, rope_scaling_factor=32.0)
     (found,) = parent.differences(stored, args, ())
-    assert found.startswith("it was trained with a rope_scaling_factor of 8, this run has 32")
+    assert found.startswith(
+        "it was trained with a rope_scaling_factor of 8, this run has 32 (Megatron 0.19 ignores"
+    )
     args.rope_scaling_factor = 8.0
     assert parent.differences(stored, args, ()) == []
     setattr(stored, ROPE_FACTOR, 32.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.models import MEGATRONS_ROPE_FACTOR, trained_rope_factor
+from megatron_lrpath.models import trained_rope_factor
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
@@ -139,7 +139,7 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
     if trained is not None and args.use_rope_scaling and trained != args.rope_scaling_factor:
         wrong.append(
             f"it was trained with a rope_scaling_factor of {trained:g}, this run has {args.rope_scaling_factor:g}"
-            f"{IGNORED_FACTOR if trained == MEGATRONS_ROPE_FACTOR else ''}"
+            f"{IGNORED_FACTOR if trained != stored.rope_scaling_factor else ''}"
         )
     return wrong
 

@@ -14,7 +14,6 @@ from megatron_lrpath.training import machine
 from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.session import Session
 
-MASK = "create_attention_mask_in_dataloader"
 CROSS_ENTROPY_FUSION = "cross_entropy_loss_fusion"
 
 
@@ -34,7 +33,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         have |= {PLAIN}
     flags = machine.flags(session.device, session.is_packed)
     if args.reset_attention_mask and not session.builds_model:
-        flags.pop(MASK)  # a script's own model can read it
+        flags.pop(machine.MASK)  # a script's own model can read it
     other = [
         f"{flag(name)} {explicit[name]} cannot be had here"
         for name, value in flags.items()
