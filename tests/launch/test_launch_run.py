@@ -320,6 +320,15 @@ def test_an_output_on_a_full_disk_ends_no_run(tmp_path):
 def test_a_run_that_a_full_disk_keeps_from_starting_waits_for_room(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, versions=2)
     start_process, refused = RunProcess.start.__func__, []
+    show, shown = PlainDisplay.event, tmp_path / "shown"
+    monkeypatch.setenv("FAKE_UNTIL_main", f"3:{shown}")  # the other run trains until this one waits
+
+    def event(display, text):
+        show(display, text)
+        if "waits for room" in text:
+            shown.touch()
+
+    monkeypatch.setattr(PlainDisplay, "event", event)
 
     def refuse_the_second_once(cls, task, *args, **options):
         if (plan.path.parent / "out/ours/main/started").exists() and not refused:
@@ -328,7 +337,7 @@ def test_a_run_that_a_full_disk_keeps_from_starting_waits_for_room(tmp_path, mon
         return start_process(cls, task, *args, **options)
 
     monkeypatch.setattr(RunProcess, "start", classmethod(refuse_the_second_once))
-    status, text = run(plan, pace=0.05)
+    status, text = run(plan)
     assert status == 0, text
     assert f"{refused[0]}: waits for room on the disk" in text
     assert f"{refused[0]}: complete" in text
