@@ -8,7 +8,7 @@ PLAN ?= examples/quickstart/plan.yaml
 # A file at a time; more workers than two cores, as many tests wait (for a cluster, a kill, a time limit).
 PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast setup lint docs clean
+.PHONY: quickstart test test-fast setup lint style types prose docs clean
 
 quickstart: setup
 	.venv/bin/python examples/quickstart/prepare.py
@@ -22,9 +22,16 @@ test-fast: setup
 	.venv/bin/python -m pytest -n 2 --fast
 
 lint: setup
+	@$(MAKE) --no-print-directory --jobs=2 style types prose
+
+style:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+types:
 	.venv/bin/mypy
+
+prose:
 	.venv/bin/python scripts/prose.py
 
 docs: setup

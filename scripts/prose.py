@@ -94,6 +94,7 @@ def problems(path: Path, name: str, config: Config) -> Iterator[str]:
     """Yield `FILE:LINE: problem` for every finding in a file."""
     text = path.read_text(encoding="utf-8")
     prose = prose_of_python(text) if path.suffix == ".py" else prose_of_page(text, name)
+    prose = re.sub(r"~[~ ]*", "~", prose)  # lines stay; the checks take a third of the time
     if not prose.strip("~\n"):
         return
     for found in LintFile(name, prose).lint(config):
