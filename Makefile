@@ -8,14 +8,15 @@ PLAN ?= examples/quickstart/plan.yaml
 # A file at a time; more workers than two cores, as many tests wait (for a cluster, a kill, a time limit).
 PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast setup lint style types prose docs clean
+.PHONY: quickstart test test-fast setup lint style types prose collection docs clean
 
 quickstart: setup
 	.venv/bin/python examples/quickstart/prepare.py
 	.venv/bin/lrpath run $(PLAN)
 	.venv/bin/lrpath report $(PLAN)
 
-test: setup lint
+test: setup
+	@$(MAKE) --no-print-directory --jobs=2 style types prose collection
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 test-fast: setup
@@ -33,6 +34,11 @@ types:
 
 prose:
 	.venv/bin/python scripts/prose.py
+
+# pytest rewrites the modules of the tests at their import: once here instead of in every worker, which also reports
+# the errors.
+collection:
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest --collect-only >/dev/null 2>&1 || true
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

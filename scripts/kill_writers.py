@@ -271,7 +271,12 @@ def job_number(path: Path) -> int:
     return int.from_bytes(path.name.encode()[-5:], "big")
 
 
-TORCH = ("torch", "megatron_lrpath.merge.torch_dist", "tools.import_hf", "megatron_lrpath.export.folder")
+TORCH = (
+    "megatron_lrpath.launch.preloaded",
+    "megatron_lrpath.merge.torch_dist",
+    "tools.import_hf",
+    "megatron_lrpath.export.folder",
+)
 WRITERS = {
     "slices": Writer(draw_inputs, draw_slices),
     "datasets": Writer(dataset_inputs, merge_datasets, again=True),

@@ -27,7 +27,8 @@ def import_everything() -> None:
     from megatron_lrpath.training.options import arguments
 
     seams.import_rows("cpu")
-    arguments.full_parser(suppress_defaults=True)
+    for suppress_defaults in (False, True):
+        arguments.full_parser(suppress_defaults=suppress_defaults)
     # The first optimizer of a process imports torch's compiler (seconds).
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()
 

@@ -213,14 +213,18 @@ def arguments_provider(own: ArgumentsProvider | None = None) -> ArgumentsProvide
     return add
 
 
-@functools.cache  # building Megatron's parser takes a while, and a start reads several command lines
 def full_parser(
     own: ArgumentsProvider | None = None, suppress_defaults: bool = False
 ) -> argparse.ArgumentParser:
     """Return Megatron's parser with this project's group and a script's own arguments.
 
-    With `suppress_defaults` it returns only explicit arguments.
+    With `suppress_defaults` it returns only explicit arguments. Each parser is built once in a process.
     """
+    return _built_parser(own, suppress_defaults)
+
+
+@functools.cache  # building Megatron's parser takes a while, and a start reads several command lines
+def _built_parser(own: ArgumentsProvider | None, suppress_defaults: bool) -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments  # after the choice of the device
 
     parser = OneLineParser(allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter)
