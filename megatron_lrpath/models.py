@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +123,69 @@ def megatron_flags(arguments: dict[str, Any]) -> list[str]:
 
 def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
+
+
+UNEVEN_STAGES = (
+    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
+    "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout",
+)  # fmt: skip
+"""Arguments with which pipeline stages have different numbers of layers."""
+
+
+def shape_problems(arguments: Mapping[str, Any], seq_length: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield each contradiction of a model's sizes, its ranks and the sequence length (tokens).
+
+    Megatron reports them only when a process starts, or builds no model. The first item names the arguments that
+    are to blame, the most likely one first.
+
+    Args:
+        arguments: Megatron's arguments by destination; values that are no whole numbers are not checked.
+        seq_length: tokens of a sample.
+    """
+
+    def whole(name: str) -> int | None:
+        value = arguments.get(name, "")
+        return int(value) if str(value).isdecimal() else None
+
+    hidden, heads, layers = whole("hidden_size"), whole("num_attention_heads"), whole("num_layers")
+    groups = whole("num_query_groups") if arguments.get("group_query_attention") else None
+    positions = whole("max_position_embeddings")
+    if hidden and heads and hidden % heads and not whole("kv_channels"):
+        yield (
+            ("num_attention_heads", "hidden_size"),
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; change one of them, or give "
+            "kv_channels, the size of a head",
+        )
+    if heads and groups and heads % groups:
+        yield (
+            ("num_query_groups", "num_attention_heads"),
+            f"num_attention_heads {heads} is not a multiple of num_query_groups {groups}; every group has as many "
+            "heads",
+        )
+    ranks = whole("tensor_model_parallel_size") or 1
+    if heads and heads % ranks:
+        yield (
+            ("tensor_model_parallel_size",),
+            f"{ranks} ranks do not divide num_attention_heads {heads}; every rank has as many heads",
+        )
+    if groups and groups % ranks and ranks % groups:
+        yield (
+            ("tensor_model_parallel_size",),
+            f"{ranks} ranks neither divide num_query_groups {groups} nor are a multiple of it",
+        )
+    stages = whole("pipeline_model_parallel_size") or 1
+    if layers and layers % stages and not any(arguments.get(name) for name in UNEVEN_STAGES):
+        yield (
+            ("pipeline_model_parallel_size",),
+            f"{stages} stages do not divide num_layers {layers}; give each stage as many layers, or the layout of "
+            "uneven stages (--pipeline-model-parallel-layout)",
+        )
+    if positions and positions < seq_length:
+        yield (
+            ("max_position_embeddings",),
+            f"{positions} positions are fewer than batch.seq_length {seq_length}; give at least {seq_length}, or leave "
+            "it out",
+        )
 
 
 def parameter_count(arguments: dict[str, Any], vocab_size: int) -> int:

@@ -23,9 +23,9 @@ from megatron_lrpath.checkpoints.pickle_data import NotDataError
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
+from megatron_lrpath.runs.checkpoints import METADATA, FileSum, ManifestError
 
-METADATA, BACKEND = ".metadata", "metadata.json"
+BACKEND = "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
 """Megatron's names for the non-tensors, arguments included: an object, before version 0.19 a file."""
 CARRIED = "lrpath_hugging_face"  # the argument that stores what an export restores of an imported folder

@@ -33,9 +33,10 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_lrpath.checkpoints.reader import BACKEND as BACKEND_FILE
-from megatron_lrpath.checkpoints.reader import COMMON, METADATA, SafeReader, load_common, object_bytes
+from megatron_lrpath.checkpoints.reader import COMMON, SafeReader, load_common, object_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.checkpoints import METADATA
 
 # The model's own tensors; optimizer and random state are not read.
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")

@@ -9,6 +9,7 @@ from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.memory import arguments_of
 from megatron_lrpath.launch.resources import given_options
+from megatron_lrpath.models import shape_problems
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.arguments import find, is_neutral, option_hint
 from megatron_lrpath.plan.companions import WITH_OR_WITHOUT, without_effect
@@ -30,6 +31,10 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
     problems = line_problems(extra)
     if secret := secret_problem(extra):
         problems.append(secret)
+    problems += [
+        f"--{names[0].replace('_', '-')}: {problem}"
+        for names, problem in shape_problems(arguments_of(plan, extra), plan.batch.seq_length)
+    ]
     if problems:
         return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
     if all_neutral(extra):

@@ -20,6 +20,7 @@ from megatron_lrpath.readiness.output import (
     parent_checks,
     renamed_checks,
     renamed_versions,
+    weights_checks,
 )
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -101,6 +102,7 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     findings += parent_checks(plan, todo, tasks)
     findings += machine.optimizer_checks(plan, request.where != ANYWHERE) if todo else []
     if request.where != ANYWHERE and todo:
+        findings += weights_checks(plan, todo, extra)
         findings += [
             machine.output_check(Path(plan.output)),
             machine.room_check(plan, todo, vocabulary, request.where == HERE),

@@ -10,12 +10,13 @@ from typing import Any
 from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.slice import Slice, open_mix, slice_path
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.memory import arguments_of
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.identity import reached
 from megatron_lrpath.readiness.arguments import given_beside
 from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
 from megatron_lrpath.runs.archive import Archive, fetch_missing
-from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, latest_step
+from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, latest_step, weights_folder
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.lineage import changes, is_bound, newest_step, read_lineage, require_same_parent
 from megatron_lrpath.runs.results import completed_step
@@ -135,6 +136,19 @@ def parent_checks(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> li
         elif has_passed(parent, task.parent_step):
             checks.append(archived(plan, task, parent) or Finding(name, FAILED, *gone(task, parent)))
     return checks
+
+
+def weights_checks(plan: Plan, todo: Sequence[Task], extra: Sequence[str]) -> list[Finding]:
+    """Check that the weights that runs of `todo` start from are in their folder; no finding if none are given."""
+    given = arguments_of(plan, extra).get("pretrained_checkpoint")
+    begins = any(task.parent is None and not has_begun(task) for task in todo)
+    if not begins or not isinstance(given, str):
+        return []
+    try:
+        weights_folder(Path(given))
+    except UserError as error:
+        return [Finding("weights", FAILED, f"pretrained_checkpoint: {error}")]
+    return []
 
 
 def archived(plan: Plan, task: Task, parent: Task) -> Finding | None:

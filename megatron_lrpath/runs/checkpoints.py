@@ -29,6 +29,7 @@ from megatron_lrpath.runs.folder import read_json_object
 from megatron_lrpath.sealed import unsealed, write_sealed
 
 MANIFEST = "manifest.json"
+METADATA = ".metadata"  # torch's file in a checkpoint: the places of its tensors and objects
 RELEASE = "release"  # Megatron's folder of imported weights; its manifest has step 0
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
@@ -261,6 +262,25 @@ _LEFTOVER = re.compile(rf"iter_\d{{7,18}}({re.escape(SAVING)}|{re.escape(REMOVIN
 def checkpoint_folder(root: Path, step: int) -> Path:
     """Return Megatron's folder for the checkpoint of `step` under `root`."""
     return root / f"iter_{step:07d}"
+
+
+def weights_folder(root: Path) -> Path:
+    """Return the folder of the checkpoint in the tracker file of `root`, as Megatron finds it.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    try:
+        word = (root / TRACKER).read_text(encoding="ascii").strip()
+        folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{root}: not a folder of Megatron checkpoints ({TRACKER} is missing or unreadable); "
+            "tools/import_hf.py writes one from a Hugging Face folder."
+        ) from None
+    if not (folder / METADATA).is_file():
+        raise UserError(f"{folder}: the checkpoint that {root / TRACKER} names is not there.")
+    return folder
 
 
 def saving_folder(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from megatron_lrpath.checkpoints.reader import load_common
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN, OURS
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.checkpoints import weights_folder
 from megatron_lrpath.tokenizers.imported import found_again
 from megatron_lrpath.tokenizers.prints import TokenizerSpec, family
 from megatron_lrpath.training.checkpoints import parent as parents
@@ -138,7 +139,7 @@ def examine_weights(plan: Plan, root: Path) -> list[str]:
     Raises:
         UserError: there are other differences; the message lists them.
     """
-    folder = parents.weights_folder(root)
+    folder = weights_folder(root)
     stored, args = parents.stored_arguments(folder), main_arguments(plan.path)
     for name in DERIVED:
         if getattr(args, name, None) is None:

@@ -193,6 +193,12 @@ REFUSED = [
     ),
     (
         "seed: 1234",
+        "megatron: {pipeline-model-parallel-size: 3}",
+        "2: megatron.pipeline-model-parallel-size",
+        "3 stages do not divide num_layers 4",
+    ),
+    (
+        "seed: 1234",
         "megatron: {recompute_granularity: full, recompute_num_layers: 1}",
         "2: megatron.recompute_granularity",
         "`full` needs recompute_method as well",

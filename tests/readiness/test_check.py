@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.launch import local
+from megatron_lrpath.plan import load_plan
 from megatron_lrpath.readiness import arguments
 from tests.support import GOLDEN
 from tests.support.training_fixtures import make_plan
@@ -156,6 +157,36 @@ def test_all_errors_of_a_plan_come_in_one_message(
     assert "did you mean '--log-interval'" in lines[1]
     assert "--seed 9 contradicts" in lines[2]
     assert started == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--tensor-model-parallel-size", "3"],
+            "--tensor-model-parallel-size: 3 ranks do not divide num_attention_heads 4",
+        ),
+        (
+            ["--pipeline-model-parallel-size=4"],
+            "--pipeline-model-parallel-size: 4 stages do not divide num_layers 2",
+        ),
+        (["--pretrained-checkpoint", "nowhere"], "nowhere: not a folder of Megatron checkpoints"),
+    ],
+)
+def test_arguments_behind_the_dashes_are_checked_with_the_plans(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    plan = make_plan(tmp_path)
+    assert main(["run", str(plan), "--device", "cpu", "--", *extra]) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_uneven_stages_are_megatrons_to_judge(tmp_path: Path) -> None:
+    plan = load_plan(make_plan(tmp_path))
+    extra = ["--pipeline-model-parallel-size", "2", "--num-layers", "3"]
+    assert arguments.argument_checks(plan, [], extra)
+    assert not arguments.argument_checks(plan, [], [*extra, "--decoder-first-pipeline-num-layers", "2"])
 
 
 def test_a_correct_plan_runs_without_messages(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from megatron_lrpath.models import resolve_model
+from megatron_lrpath.models import resolve_model, shape_problems
 from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
@@ -140,33 +138,9 @@ def _check_precision(source: Source, plan: Plan) -> None:
 
 
 def _check_shape(source: Source, plan: Plan) -> None:
-    """Check that heads, groups, ranks and positions fit; Megatron reports it when a run starts, or builds no model."""
-    model = resolve_model(plan.model) | plan.megatron
-    hidden, heads = _whole(model, "hidden_size"), _whole(model, "num_attention_heads")
-    groups = _whole(model, "num_query_groups") if model.get("group_query_attention") else None
-    positions, length = _whole(model, "max_position_embeddings"), plan.batch.seq_length
-    if hidden and heads and hidden % heads and not _whole(model, "kv_channels"):
-        raise _argument(source, "num_attention_heads", "hidden_size").error(
-            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; change one of them, or give "
-            "kv_channels, the size of a head"
-        )
-    if heads and groups and heads % groups:
-        raise _argument(source, "num_query_groups", "num_attention_heads").error(
-            f"num_attention_heads {heads} is not a multiple of num_query_groups {groups}; every group has as many heads"
-        )
-    ranks = _whole(model, "tensor_model_parallel_size") or 1
-    if heads and heads % ranks:
-        raise _argument(source, "tensor_model_parallel_size").error(
-            f"{ranks} ranks do not divide num_attention_heads {heads}; every rank has as many heads"
-        )
-    if groups and groups % ranks and ranks % groups:
-        raise _argument(source, "tensor_model_parallel_size").error(
-            f"{ranks} ranks neither divide num_query_groups {groups} nor are a multiple of it"
-        )
-    if positions and positions < length:
-        raise _argument(source, "max_position_embeddings").error(
-            f"{positions} positions are fewer than batch.seq_length {length}; give at least {length}, or leave it out"
-        )
+    """Check that heads, groups, layers, ranks and positions fit."""
+    for names, problem in shape_problems(resolve_model(plan.model) | plan.megatron, plan.batch.seq_length):
+        raise _argument(source, *names).error(problem)
 
 
 def _check_recomputation(source: Source, plan: Plan) -> None:
@@ -177,12 +151,6 @@ def _check_recomputation(source: Source, plan: Plan) -> None:
         raise _argument(source, "recompute_granularity").error(
             f"`full` needs {' and '.join(missing)} as well; e.g. recompute_method: uniform, recompute_num_layers: 1"
         )
-
-
-def _whole(arguments: Mapping[str, Any], name: str) -> int | None:
-    """Return an argument that is a whole number; None if it is omitted."""
-    value = arguments.get(name)
-    return None if value is None or value is False else int(value)
 
 
 def _argument(source: Source, *names: str) -> Entry:

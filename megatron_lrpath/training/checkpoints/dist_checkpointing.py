@@ -27,8 +27,8 @@ from torch.distributed.checkpoint._traverse import set_element
 from megatron_lrpath.checkpoints import objects, reader
 from megatron_lrpath.checkpoints.metadata import EXTRA_STATE, read_metadata_file
 from megatron_lrpath.checkpoints.pickle_data import NotDataError
-from megatron_lrpath.checkpoints.reader import METADATA
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.runs.checkpoints import METADATA
 
 
 def read_metadata(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
+from megatron_lrpath.checkpoints.reader import CARRIED, load_common
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import trained_rope_factor
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
-    RELEASE,
-    TRACKER,
     checkpoint_folder,
     content_files,
     files_fingerprint,
+    weights_folder,
 )
 
 # Arguments that determine a model: a checkpoint with others cannot be continued.
@@ -156,21 +155,6 @@ def expect_iteration(args: Any, first_step: int, samples: int) -> None:
             f"{args.consumed_train_samples} consumed samples, expected step {first_step} with {samples}. "
             "Was it trained with another --global-batch-size?"
         )
-
-
-def weights_folder(root: Path) -> Path:
-    """Return the folder of the checkpoint in the tracker file of `root`, as Megatron finds it."""
-    try:
-        word = (root / TRACKER).read_text(encoding="ascii").strip()
-        folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{root}: not a folder of Megatron checkpoints ({TRACKER} is missing or unreadable); "
-            "tools/import_hf.py writes one from a Hugging Face folder."
-        ) from None
-    if not (folder / METADATA).is_file():
-        raise UserError(f"{folder}: the checkpoint that {root / TRACKER} names is not there.")
-    return folder
 
 
 def is_pretrained(root: str) -> bool:
