@@ -16,8 +16,11 @@ from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED
 from megatron_lrpath.wording import nearest
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+TABLE_WIDTH = 160  # columns of a table in a file or a pipe
 
 
 def say(text: str) -> None:
@@ -47,6 +50,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron").setLevel(logging.WARNING)
+
+
+def table_console(stderr: bool = False) -> Console:
+    """Return a console for tables: as wide as the terminal; in a file or a pipe, `TABLE_WIDTH`, or COLUMNS if more."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, TABLE_WIDTH)
+    return console
 
 
 def terminal_table(

@@ -67,9 +67,17 @@ def signed_percent(value: float) -> str:
     return f"{value:+.1%}".replace("-", "−")
 
 
-def listing(items: Sequence[str]) -> str:
-    """Join items to a list: `a`, `a and b`, `a, b and c`."""
+def listing(items: Sequence[str], most: int | None = None) -> str:
+    """Join items to a list: `a`, `a and b`, `a, b and c`; of more than `most` the first ones: `a, b and 5 more`."""
+    if most is not None and len(items) > most:
+        items = [*items[:most], f"{len(items) - most:,} more"]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def clauses(items: Sequence[str], most: int) -> str:
+    """Join clauses: `a; b`; of more than `most` the first ones: `a; b; and 5 more`."""
+    rest = [f"and {len(items) - most:,} more"] if len(items) > most else []
+    return "; ".join([*items[:most], *rest])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

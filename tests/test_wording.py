@@ -2,7 +2,16 @@
 
 import pytest
 
-from megatron_lrpath.wording import byte_size, clock, duration, listing, nearest, plural, short_number
+from megatron_lrpath.wording import (
+    byte_size,
+    clauses,
+    clock,
+    duration,
+    listing,
+    nearest,
+    plural,
+    short_number,
+)
 
 
 def test_counts() -> None:
@@ -41,5 +50,11 @@ def test_durations(seconds: float, long: str, short: str) -> None:
 
 def test_lists_and_near_names() -> None:
     assert [listing(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert [listing(["a", "b", "c"], most) for most in (1, 2, 3)] == [
+        "a and 2 more",
+        "a, b and 1 more",
+        "a, b and c",
+    ]
+    assert [clauses(["a", "b", "c"], most) for most in (2, 3)] == ["a; b; and 1 more", "a; b; c"]
     assert nearest("cosin", ["cosine", "wsd"]) == " (did you mean 'cosine'?)"
     assert nearest("xyz", ["cosine", "wsd"]) == ""

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.console import ToolParser, run_tool
+from megatron_lrpath.console import ToolParser, run_tool, table_console
 
 # --help and a wrong option load no library: modules that load one are imported in functions that need them.
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check_slices(args: argparse.Namespace) -> int:
     Raises:
         UserError: there is nothing to check.
     """
-    from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
+    from megatron_lrpath.data.slice_tools import describe, tokens_table
 
     checked = check_files(slice_files(args.slices), args.full)
     if args.json:
@@ -40,7 +40,7 @@ def check_slices(args: argparse.Namespace) -> int:
             json.dumps({"ok": not checked.failures, "failures": checked.failures, "slices": slices}, indent=2)
         )
         return int(bool(checked.failures))
-    wide_console().print(tokens_table(checked.slices))
+    table_console().print(tokens_table(checked.slices))
     for failure in checked.failures:
         print(f"FAILED: {failure}")
     if not checked.failures:

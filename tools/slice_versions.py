@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.console import ToolParser, run_tool
+from megatron_lrpath.console import ToolParser, run_tool, table_console
 
 # --help and a wrong option load no library: modules that load one are imported in functions that need them.
 if TYPE_CHECKING:
@@ -97,11 +97,11 @@ def slice_versions(args: argparse.Namespace) -> int:
         write_slices,
     )
     from megatron_lrpath.data.slice import Slice
-    from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
+    from megatron_lrpath.data.slice_tools import describe, tokens_table
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.locks import FolderLock, LockHeldError
 
-    console = wide_console(stderr=True)
+    console = table_console(stderr=True)
     try:
         lock = FolderLock.acquire(args.output)
     except LockHeldError as owner:  # this draw cannot see the documents that the other draw takes
@@ -129,7 +129,7 @@ def slice_versions(args: argparse.Namespace) -> int:
         made["duplicates"] = drawn.duplicates.as_json()
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
-        wide_console().print(tokens_table([*existing, *written], drawn.left))
+        table_console().print(tokens_table([*existing, *written], drawn.left))
         for one in written:
             print(f"{one.path}  {one.fingerprint[:12]}")
         print(f"next, without a plan: lrpath init --slices {shlex.quote(str(args.output))} --tokenizer PATH")

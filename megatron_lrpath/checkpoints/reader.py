@@ -24,6 +24,7 @@ from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import METADATA, FileSum, ManifestError
+from megatron_lrpath.wording import clauses
 
 BACKEND = "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
@@ -194,15 +195,9 @@ def refuse_damage(folder: Path, problems: list[str]) -> None:
     """Raise UserError if there are problems."""
     if problems:
         raise UserError(
-            f"{folder}: the checkpoint is damaged: {listed(problems)}. Restore it from a backup, or take the "
+            f"{folder}: the checkpoint is damaged: {clauses(problems, LISTED)}. Restore it from a backup, or take the "
             "checkpoint of another step."
         )
-
-
-def listed(problems: list[str]) -> str:
-    """Return the first `LISTED` problems and the number of the others as text."""
-    others = len(problems) - LISTED
-    return "; ".join(problems[:LISTED]) + (f"; and {others} more" if others > 0 else "")
 
 
 def own_metadata(path: Path, load_id: str) -> Metadata:

@@ -79,9 +79,7 @@ def say(text: str) -> None:
 
 def tell(found: Sequence[Item]) -> None:
     """Print the checkpoints and their locations."""
-    from rich.console import Console
-
-    from megatron_lrpath.console import terminal_table
+    from megatron_lrpath.console import table_console, terminal_table
     from megatron_lrpath.wording import byte_size
 
     if not found:
@@ -96,9 +94,7 @@ def tell(found: Sequence[Item]) -> None:
         )
         for one in found
     ]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = table_console()
     console.print(terminal_table(("run", "step", "on disk", "archive", "what"), "LRRll", rows))
 
 

@@ -105,9 +105,7 @@ def as_json(found: Survey, removed: bool) -> dict[str, Any]:
 
 def tell(found: Survey) -> None:
     """Print what can be removed, and why the others are kept."""
-    from rich.console import Console
-
-    from megatron_lrpath.console import terminal_table
+    from megatron_lrpath.console import table_console, terminal_table
     from megatron_lrpath.wording import byte_size
 
     def table(title: str, rows: Sequence[Found]) -> None:
@@ -117,9 +115,7 @@ def tell(found: Survey) -> None:
             drawn.title_justify = "left"
             console.print(drawn)
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = table_console()
     table("May go:", found.spare)
     table("Stay:", found.staying)
     for line in found.alone:

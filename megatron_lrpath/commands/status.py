@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.following import next_for, next_for_experiment, next_of_status
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
-from megatron_lrpath.console import say_next, terminal_table
+from megatron_lrpath.console import say_next, table_console, terminal_table
 from megatron_lrpath.wording import byte_size, clock, listing, plural, short_number
 
 if TYPE_CHECKING:
@@ -48,12 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; return 0."""
-    from rich.console import Console
-
     look = partial(collect, args.plan, partial(paradigms_of, args))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # not a terminal: no width to fit into
+    console = table_console()
     if args.watch is not None:
         with suppress(KeyboardInterrupt):
             watch(console, look, args.watch, as_json=args.json)

@@ -19,7 +19,7 @@ from megatron_lrpath.commands.options import (
     overridden,
     paradigms_of,
 )
-from megatron_lrpath.console import say_next, terminal_table
+from megatron_lrpath.console import say_next, table_console, terminal_table
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 if TYPE_CHECKING:
@@ -246,7 +246,6 @@ def cost_text(one: dict[str, Any]) -> str:
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     """Print the jobs as a table."""
-    from rich.console import Console
 
     titles = ("job", "number", "", "nodes", "waits for")
     table = terminal_table(titles, "LRLRl")
@@ -259,9 +258,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         waits = "all evaluations" if shown["kind"] == "report" and shown["waits_for"] else waits
         number = "" if shown["job"] is None else str(shown["job"])
         table.add_row(shown["key"], number, shown["action"], place, waits)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # not a terminal: no width to fit into
+    console = table_console()
     heading = (
         f"{submission.name}: {plural(len(rows), 'job')} (nodes × processes), results in {submission.output}"
     )

@@ -117,9 +117,7 @@ def as_json(one: Seen) -> dict[str, Any]:
 
 def tell(slices: PlanSlices, named: Named, held: dict[str, int], seen: Sequence[Seen]) -> None:
     """Print the documents, the slices that contain them, and the runs that have read them."""
-    from rich.console import Console
-
-    from megatron_lrpath.console import terminal_table
+    from megatron_lrpath.console import table_console, terminal_table
     from megatron_lrpath.wording import listing, plural
 
     for key, numbers in named.wanted.items():
@@ -144,9 +142,7 @@ def tell(slices: PlanSlices, named: Named, held: dict[str, int], seen: Sequence[
         print("no run reads them")
         return
     rows = [(one.key, state(one), steps(one), checkpoints(one)) for one in seen]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = table_console()
     console.print(terminal_table(("run", "has read them", "in its steps", "checkpoints"), "Llll", rows))
 
 

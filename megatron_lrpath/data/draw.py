@@ -26,6 +26,7 @@ from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, is_validation
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
+from megatron_lrpath.wording import listing
 
 ANY = 255  # all bits of a document's flags
 UNFINISHED = ".unfinished"  # lists the slices of a draw until all of them are written
@@ -181,8 +182,7 @@ class ShortageError(UserError):
     def __init__(self, wanted: int, table: list[Shortage]) -> None:
         self.table = table
         lacking = sorted((row for row in table if row.missing), key=lambda row: -row.missing)
-        names = ", ".join(f"{row.prefix} ({row.missing:,} tokens)" for row in lacking[:3])
-        names += f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        names = listing([f"{row.prefix} ({row.missing:,} tokens)" for row in lacking], 3)
         super().__init__(
             f"asked for {wanted:,} tokens, and "
             f"{sum(row.free_tokens for row in table):,} are not yet in a slice; too little in {names}: "

@@ -67,9 +67,8 @@ class Duplicates:
         """Return the result as lines of text; `dropped`: whether the repeats were excluded."""
         lines = []
         if self.missing:
-            more = [f"{len(self.missing) - 2:,} more"] if self.missing[2:] else []
             lines.append(
-                f"note: {listing([*map(str, self.missing[:2]), *more])}: no hashes of the documents, so not compared; "
+                f"note: {listing([*map(str, self.missing)], 2)}: no hashes of the documents, so not compared; "
                 "tools/check_dataset.py PREFIX --tokenizer-model MODEL --record writes them"
             )
         if not self.documents:
@@ -149,10 +148,9 @@ def find_duplicates(
 def require_hashes(found: Duplicates) -> None:
     """Raise UserError with the names of the datasets if some duplicates cannot be known."""
     if found.missing:
-        names = listing([str(prefix) for prefix in found.missing[:3]])
-        more = f" and {len(found.missing) - 3:,} more" if found.missing[3:] else ""
+        names = listing([*map(str, found.missing)], 3)
         raise UserError(
-            f"--drop-duplicates: {names}{more}: no hashes of the documents. Write them first: tools/check_dataset.py "
+            f"--drop-duplicates: {names}: no hashes of the documents. Write them first: tools/check_dataset.py "
             f"{found.missing[0]} --tokenizer-model MODEL --record (with --record-in FOLDER of the slices, where the "
             "data are read-only)"
         )

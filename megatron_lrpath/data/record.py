@@ -277,9 +277,7 @@ class Comparison:
                 else "no id was compared"
             )
             option = f"--tokenizer-model {self.spec.model}" if self.spec.model else f"--vocab-size {size}"
-            names = listing(
-                [*(str(one.prefix) for one in seen[:2]), *([f"{len(seen) - 2:,} more"] if seen[2:] else [])]
-            )
+            names = listing([str(one.prefix) for one in seen], 2)
             self.notes.append(
                 f"{names}: no record of the tokenizer ({ENDING}); taken as made with {self.spec.label}: {within}. To "
                 f"look at all ids and record it: tools/check_dataset.py PREFIX {option} --record"
@@ -299,8 +297,7 @@ def control_tokens(prefix: Path) -> int:
 
 def named(group: Sequence[Made]) -> str:
     """Return the datasets for a line: the first two, and the number of the others."""
-    names = [f"{one.prefix}{one.where}" for one in group[:2]]
-    return listing([*names, f"{len(group) - 2:,} more"] if len(group) > 2 else names)
+    return listing([f"{one.prefix}{one.where}" for one in group], 2)
 
 
 def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:

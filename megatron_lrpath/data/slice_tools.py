@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.data.slice import Slice
-
-
-def wide_console(stderr: bool = False) -> Console:
-    """Return a console that does not limit tables to 80 columns if its output is a file."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=160)
 
 
 def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) -> Table:

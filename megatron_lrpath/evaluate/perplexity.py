@@ -21,7 +21,7 @@ from megatron.training import get_args, training
 from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
-from megatron_lrpath.checkpoints.reader import listed, model_problems
+from megatron_lrpath.checkpoints.reader import LISTED, model_problems
 from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
@@ -45,6 +45,7 @@ from megatron_lrpath.training.forward import ForwardStep
 from megatron_lrpath.training.guards.peers import Ranks, own_store
 from megatron_lrpath.training.pretrain import set_single_process_environment
 from megatron_lrpath.training.session import Session
+from megatron_lrpath.wording import clauses
 
 # Number of micro-batches in a call of the pipeline schedule.
 CHUNK = 64
@@ -159,7 +160,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
         if target.at is not None and removed(folder, step):
             return False
         raise UserError(
-            f"{folder}: the checkpoint of step {step} is damaged: {listed(problems)}. Restore it from "
+            f"{folder}: the checkpoint of step {step} is damaged: {clauses(problems, LISTED)}. Restore it from "
             "a backup, or train the run again."
         )
     parent.check_model(args, folder, step, weights_only=target.run.is_sft)

@@ -19,6 +19,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import Architecture
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.files import atomic_open, atomic_write_json
+from megatron_lrpath.wording import clauses
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
@@ -167,8 +168,7 @@ def write_weights(
     if problems:
         raise UserError(
             f"{reader.folder}: not the tensors of a {'tied' if model.tied else 'untied'} {model.kind} model: "
-            + "; ".join(problems[:6])
-            + (f" and {len(problems) - 6} more." if len(problems) > 6 else ".")
+            f"{clauses(problems, 6)}."
         )
     cutter = Cutter(reader, model)
     entries = [

@@ -24,7 +24,7 @@ from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.runs.state import has_begun
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.sft.prepared import open_prepared
-from megatron_lrpath.wording import listing, plural
+from megatron_lrpath.wording import clauses, listing, plural
 
 GO_BACK = "Restore those settings, or set another `output` in the plan to train again."
 SHOWN = 4  # maximum number of a run's differences in the message
@@ -57,16 +57,10 @@ def identity_checks(
         if found:
             alike.setdefault(tuple(found), []).append(run.key)
     if alike:
-        told = [f"{listing(keys)} ({shortened(found)})" for found, keys in alike.items()]
+        told = [f"{listing(keys)} ({clauses(found, SHOWN)})" for found, keys in alike.items()]
         text = f"{plan.output}: trained under other settings than the plan's: {'; '.join(told)}"
         problems.append(Finding("identity", FAILED, text, GO_BACK))
     return problems
-
-
-def shortened(found: Sequence[str]) -> str:
-    """Return the first `SHOWN` differences, and the number of the others."""
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
 
 
 def run_changes(

@@ -81,8 +81,7 @@ def tell_added(config: dict[str, Any], place: Path) -> None:
     if added:
         warn(
             f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is next to it: in the training "
-            f"{listing(added[:5])}"
-            f"{f' and {len(added) - 5} more' if len(added) > 5 else ''} will be text like any other."
+            f"{listing(added, 5)} will be text like any other."
         )
 
 

@@ -26,6 +26,7 @@ from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_id
 from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.tasks import build_tasks, link_aliases, unknown_run
+from megatron_lrpath.wording import clauses
 
 SHOWN = 3  # number of differences in the message
 
@@ -38,11 +39,10 @@ def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
     changed plan is accepted if no changed run has begun or is in the queue.
     """
     for key, state, changes in chain(_begun(submitted.plan), _queued(submitted, alive)):
-        more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         end = f", or end its jobs first (lrpath cancel {submitted.latest})" if state != "was trained" else ""
         raise UserError(
             f"{submitted.plan.output} is another plan's output: {key} {state} there under other settings "
-            f"({'; '.join(changes[:SHOWN])}{more}). Nothing was submitted. Give {submitted.plan.path} an output of "
+            f"({clauses(changes, SHOWN)}). Nothing was submitted. Give {submitted.plan.path} an output of "
             f"its own (--output, LRPATH_OUTPUT, or `output` in the plan){end}."
         )
 
