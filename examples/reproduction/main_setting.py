@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import drift
 from certainty import Difference, difference_said
 from findings import BY_VERSION, LATER, Finding, parts, small_findings, with_controls
 from measured import Measured, mean_of
@@ -90,7 +91,8 @@ def main_findings(measured: Measured) -> Iterator[Finding]:
 
 def all_findings() -> list[Finding]:
     """Return the measured findings of the main setting, then those of the other settings."""
-    return [one for one in main_findings(load()) if one.difference.seeds] + small_findings()
+    measured = [one for one in (*main_findings(load()), *drift.findings()) if one.difference.seeds]
+    return measured + small_findings()
 
 
 def parts_said() -> str:

@@ -7,7 +7,6 @@ A table is between `<!-- measured: NAME -->` and `<!-- end -->`; nothing there i
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import yaml
 from beyond import cheaper, draw_figure, shapes
 from certainty import difference_said
 from costs import draw_costs, table
+from drift import PERIODS, TEXTS, against_ptfs, period_lines
 from findings import LATER, at_rates, finding_rows, one
 from forest import draw_claims
 from main_setting import all_findings, parts_said
@@ -109,21 +109,14 @@ def finding_table(main: bool) -> str:
 
 def periods() -> str:
     """Return the table of the perplexity of the novels' models by period of the validation text."""
-    path = RESULTS / "domains" / "novels.csv"
-    if not path.exists():
-        return "Not measured yet.\n"
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    names = list(dict.fromkeys(row["domain"] for row in rows))
-    lines = []
-    order = list(NAMES)
-    for key in sorted(
-        {(row["version"], row["paradigm"]) for row in rows}, key=lambda key: (key[0], order.index(key[1]))
-    ):
-        mine = [row for row in rows if (row["version"], row["paradigm"]) == key]
-        found = [[float(row["perplexity"]) for row in mine if row["domain"] == name] for name in names]
-        lines.append([key[0], NAMES[key[1]], *map(said, found)])
-    return markdown(["model of", "paradigm", *(f"text of {name}" for name in names)], lines)
+    lines = period_lines()
+    header = ["model of", "model", *(f"text of {name}" for name in PERIODS)]
+    return markdown(header, lines) if lines else "Not measured yet.\n"
+
+
+def drift() -> str:
+    """Return the table of the novels' models against PTFS on all, old and new text."""
+    return markdown(["model", "cost", *TEXTS, "seeds"], against_ptfs())
 
 
 def merged() -> str:
@@ -302,7 +295,7 @@ def rates() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "claims": partial(finding_table, main=True), "findings": partial(finding_table, main=False),
-    "periods": periods, "merged": merged, "machines": machines,
+    "periods": periods, "drift": drift, "merged": merged, "machines": machines,
     "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
     "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
     "parts": parts_said, "progress": partial(progress, prefix="r20"),

@@ -104,6 +104,20 @@ def test_the_main_setting_comes_first_once_it_is_measured(
     assert setting.parts_said().startswith("In the main setting, mean of v2 to v4 (3 seeds)")
 
 
+def test_old_text_is_that_of_earlier_versions_and_new_text_is_the_versions_own(script: Any) -> None:
+    drift = script("drift")
+    for weights in drift.TEXTS.values():
+        assert math.isclose(sum(weights.values()), 1)
+        for version in drift.LATER:  # every version counts equally
+            mine = [weight for place, weight in weights.items() if place.startswith(version)]
+            assert math.isclose(sum(mine), 1 / 3)
+    assert set(drift.TEXTS["old text"]) == {"v2/v1", "v3/v1", "v3/v2", "v4/v1", "v4/v2", "v4/v3"}
+    assert set(drift.TEXTS["new text"]) == {"v2/v2", "v3/v3", "v4/v4"}
+    measured = drift.load()
+    for model in drift.MODELS.values():
+        assert measured.difference(drift.on("old text", model), drift.on("old text", model), True).seeds == 3
+
+
 def test_the_documents_have_the_tables_of_the_results(script: Any) -> None:
     tables = script("tables")
     for name in tables.DOCUMENTS:
