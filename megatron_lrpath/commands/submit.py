@@ -246,7 +246,6 @@ def cost_text(one: dict[str, Any]) -> str:
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     """Print the jobs as a table."""
-
     titles = ("job", "number", "", "nodes", "waits for")
     table = terminal_table(titles, "LRLRl")
     for shown in rows:
