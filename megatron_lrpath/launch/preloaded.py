@@ -27,8 +27,8 @@ def import_everything() -> None:
     from megatron_lrpath.training.options import arguments
 
     seams.import_rows("cpu")
-    for suppress_defaults in (False, True):
-        arguments.full_parser(suppress_defaults=suppress_defaults)
+    # The parser with defaults is built by each process: some of Megatron's defaults come from its environment.
+    arguments.full_parser(suppress_defaults=True)
     # The first optimizer of a process imports torch's compiler (seconds).
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()
 

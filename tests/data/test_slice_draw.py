@@ -76,7 +76,10 @@ def drawn_if_there_is_enough(wanted: DrawRequest, existing: Sequence[Slice]) -> 
     except ShortageError:
         return None
     except UserError as error:
-        if "nothing is left" in str(error) or "nothing to draw" in str(error):
+        if any(
+            reason in str(error)
+            for reason in ("nothing is left", "nothing to draw", "too few tokens were asked")
+        ):
             return None
         raise
 
