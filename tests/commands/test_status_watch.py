@@ -7,28 +7,37 @@ import os
 import pty
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.commands import status
 from megatron_lrpath.plan import Plan
 from tests.commands.test_status import trained
 from tests.support.launch_fixtures import write_plan
 
 
-def finish_soon(folder: Path, step: int, seconds: float = 0.7) -> threading.Thread:
-    """Start a thread that marks a run complete after `seconds`; return it."""
+def finish(plan: Plan) -> None:
+    """Mark the main path complete."""
+    result = {"step": plan.run("ours", "main").last_step}
+    (Path(plan.output) / "ours/main/result.json").write_text(json.dumps(result))
 
-    def finish() -> None:
-        time.sleep(seconds)
-        (folder / "result.json").write_text(json.dumps({"step": step}))
 
-    thread = threading.Thread(target=finish)
-    thread.start()
-    return thread
+@pytest.fixture
+def finished_at_the_third_look(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command see the main path complete at its third look."""
+    looks = []
+    collect = status.collect
+
+    def look(*args: Any) -> dict[str, Any]:
+        looks.append(args)
+        if len(looks) == 3:
+            finish(plan)
+        return collect(*args)
+
+    monkeypatch.setattr(status, "collect", look)
 
 
 @pytest.fixture
@@ -42,19 +51,17 @@ def plan(tmp_path: Path) -> Plan:
     return plan
 
 
+@pytest.mark.usefixtures("finished_at_the_third_look")
 def test_without_a_terminal_only_changes_are_printed(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
     assert main(["status", str(plan.path), "--paradigm", "ours", "--watch", "0.1"]) == 0
-    thread.join()
     shown = capsys.readouterr().out
     assert shown.count("tokens/s") == 2  # the table's heading: before the change and after it
     assert "41.2%" in shown
 
 
+@pytest.mark.usefixtures("finished_at_the_third_look")
 def test_as_json_a_line_for_each_change(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
     assert main(["status", str(plan.path), "--paradigm", "ours", "--watch", "0.1", "--json"]) == 0
-    thread.join()
     first, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert {row["state"] for row in last["runs"]} == {"done"}
     row = first["runs"][0]
@@ -70,19 +77,18 @@ def test_a_terminal_is_redrawn_in_place_until_all_is_done(plan: Plan) -> None:
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "150", "LINES": "30"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    shown, thread = b"", None
+    shown, finished = b"", False
     try:
         while part := os.read(ours, 65536):
             shown += part
-            if thread is None and b"branch-v1" in shown:
-                thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
+            if not finished and shown.count(b"branch-v1") > 3:
+                finish(plan)
+                finished = True
     except OSError:  # the terminal is closed when the command ends
         pass
-    assert thread
-    thread.join()
+    assert finished
     os.close(ours)
     assert process.wait(timeout=240) == 0
-    assert shown.count(b"branch-v1") > 3
     assert b"\x1b[1A" in shown  # moves up to overwrite the earlier lines
     assert shown.rstrip().count(b"interrupted") + shown.count(b"running") > 1
 
