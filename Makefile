@@ -22,22 +22,22 @@ test: setup
 test-fast: setup
 	.venv/bin/python -m pytest -n 2 --fast
 
-lint: setup
+lint:
 	@$(MAKE) --no-print-directory --jobs=2 style types prose
 
-style:
+style: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-types:
+types: setup
 	.venv/bin/mypy
 
-prose:
+prose: setup
 	.venv/bin/python scripts/prose.py
 
 # pytest rewrites the modules of the tests at their import: once here instead of in every worker, which also reports
 # the errors.
-collection:
+collection: setup
 	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest --collect-only >/dev/null 2>&1 || true
 
 docs: setup

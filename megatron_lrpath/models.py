@@ -180,6 +180,19 @@ def shape_problems(arguments: Mapping[str, Any], seq_length: int) -> Iterator[tu
             f"{stages} stages do not divide num_layers {layers}; give each stage as many layers, or the layout of "
             "uneven stages (--pipeline-model-parallel-layout)",
         )
+    experts, owners = whole("num_experts"), whole("expert_model_parallel_size") or 1
+    if experts and experts % owners:
+        yield (
+            ("expert_model_parallel_size",),
+            f"{owners} ranks do not divide num_experts {experts}; every rank has as many experts",
+        )
+    parts = whole("context_parallel_size") or 1
+    if parts > 1 and seq_length % (2 * parts):
+        yield (
+            ("context_parallel_size",),
+            f"batch.seq_length {seq_length} is not a multiple of {2 * parts}; each of {parts} ranks has two parts of a "
+            "sample",
+        )
     if positions and positions < seq_length:
         yield (
             ("max_position_embeddings",),

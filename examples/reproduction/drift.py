@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 
 from certainty import difference_said
 from findings import LATER, Finding
-from measured import RESULTS, Measured, Model, Row, said
+from measured import Measured, Model, said
 
 EXPERIMENTS = ("novels", "novels-replay", "novels-cpt")
 PERIODS = ("v1", "v2", "v3", "v4")
@@ -27,7 +26,9 @@ MODELS = {
 }
 """Variation and paradigm of each model, by its name in the tables."""
 TEXTS = {
-    "all text": {f"{version}/{period}": 1 / 12 for version in LATER for period in PERIODS},
+    "all text": {
+        f"{version}/{period}": 1 / (len(LATER) * len(PERIODS)) for version in LATER for period in PERIODS
+    },
     "old text": {
         f"{version}/{period}": 1 / (len(LATER) * number)
         for number, version in enumerate(LATER, start=1)
@@ -40,26 +41,7 @@ TEXTS = {
 
 def load() -> Measured:
     """Return the models of the three experiments; each version is `VERSION/PERIOD` of the validation text."""
-    rows = []
-    for name in EXPERIMENTS:
-        path = RESULTS / "domains" / f"{name}.csv"
-        if not path.exists():
-            continue
-        costs = {(row.variation, row.paradigm): row.cost for row in Measured.load(name).rows}
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows += [
-                Row(
-                    processor=line["processor"],
-                    seed=int(line["seed"]),
-                    variation=line["variation"],
-                    paradigm=line["paradigm"],
-                    cost=costs[line["variation"], line["paradigm"]],
-                    version=f"{line['version']}/{line['domain']}",
-                    perplexity=float(line["perplexity"]),
-                )
-                for line in csv.DictReader(stream)
-            ]
-    return Measured(rows)
+    return Measured(row for name in EXPERIMENTS for row in Measured.by_domain(name).rows)
 
 
 def on(text: str, model: tuple[str, str]) -> dict[Model, float]:
@@ -94,7 +76,7 @@ def against_ptfs() -> list[list[str]]:
 
 def findings() -> Iterator[Finding]:
     """Yield the findings on replay, and on CPT whose maxima fall from version to version."""
-    measured = load()
+    measured, names = load(), {model: name for name, model in MODELS.items()}
     for says, text, over, under, main in (
         ("Replay improves ours on old text", "old text", OURS, OURS_REPLAY, True),
         ("Replay improves ours on new text", "new text", OURS, OURS_REPLAY, False),
@@ -107,7 +89,6 @@ def findings() -> Iterator[Finding]:
         ("Falling maxima improve CPT on old text", "old text", CPT, CPT_FALLING, False),
         ("Falling maxima improve CPT with replay", "all text", CPT_REPLAY, CPT_FALLING_REPLAY, False),
     ):
-        names = {model: name for name, model in MODELS.items()}
         measure = f"novels, {text}, mean of v2–v4: {names[over]} / {names[under]} − 1"
         same_batches = {over, under} in ({CPT, CPT_FALLING}, {CPT_REPLAY, CPT_FALLING_REPLAY})
         difference = measured.difference(on(text, over), on(text, under), paired=same_batches)

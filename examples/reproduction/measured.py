@@ -37,6 +37,20 @@ class Row:
     perplexity: float
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a file of results; none if it does not exist."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def row(line: Mapping[str, str], version: str, cost: float) -> Row:
+    """Return a line as the row of this version and cost."""
+    seed, perplexity = int(line["seed"]), float(line["perplexity"])
+    return Row(line["processor"], seed, line["variation"], line["paradigm"], cost, version, perplexity)
+
+
 class Measured:
     """The rows of one experiment."""
 
@@ -49,22 +63,18 @@ class Measured:
     @classmethod
     def load(cls, name: str) -> Measured:
         """Return the rows of the experiment's file; none if the file does not exist."""
-        path = RESULTS / f"{name}.csv"
-        if not path.exists():
-            return cls([])
-        with path.open(encoding="utf-8", newline="") as stream:
-            return cls(
-                Row(
-                    processor=line["processor"],
-                    seed=int(line["seed"]),
-                    variation=line["variation"],
-                    paradigm=line["paradigm"],
-                    cost=float(line["relative_cost"]),
-                    version=line["version"],
-                    perplexity=float(line["perplexity"]),
-                )
-                for line in csv.DictReader(stream)
-            )
+        lines = read(RESULTS / f"{name}.csv")
+        return cls(row(line, line["version"], float(line["relative_cost"])) for line in lines)
+
+    @classmethod
+    def by_domain(cls, name: str) -> Measured:
+        """Return the experiment's rows by domain of the validation text: their versions are `VERSION/DOMAIN`."""
+        costs = {(row.variation, row.paradigm): row.cost for row in cls.load(name).rows}
+        lines = read(RESULTS / "domains" / f"{name}.csv")
+        return cls(
+            row(line, f"{line['version']}/{line['domain']}", costs[line["variation"], line["paradigm"]])
+            for line in lines
+        )
 
     def seeds(self) -> list[int]:
         """Return all seeds, sorted."""

@@ -114,7 +114,7 @@ def periods() -> str:
     return markdown(header, lines) if lines else "Not measured yet.\n"
 
 
-def drift() -> str:
+def kinds_of_text() -> str:
     """Return the table of the novels' models against PTFS on all, old and new text."""
     return markdown(["model", "cost", *TEXTS, "seeds"], against_ptfs())
 
@@ -295,7 +295,7 @@ def rates() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "claims": partial(finding_table, main=True), "findings": partial(finding_table, main=False),
-    "periods": periods, "drift": drift, "merged": merged, "machines": machines,
+    "periods": periods, "drift": kinds_of_text, "merged": merged, "machines": machines,
     "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
     "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
     "parts": parts_said, "progress": partial(progress, prefix="r20"),

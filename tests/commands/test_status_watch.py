@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -78,8 +79,15 @@ def test_a_terminal_is_redrawn_in_place_until_all_is_done(plan: Plan) -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown, finished = b"", False
+
+    def read() -> bytes:
+        if select.select([ours], [], [], 240)[0]:
+            return os.read(ours, 65536)
+        process.kill()  # it redraws no more
+        return b""
+
     try:
-        while part := os.read(ours, 65536):
+        while part := read():
             shown += part
             if not finished and shown.count(b"branch-v1") > 3:
                 finish(plan)

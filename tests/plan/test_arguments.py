@@ -43,6 +43,7 @@ FITTING = {  # with the other values of the plan
     "num_attention_heads": 8,
     "max_position_embeddings": 512,
     "tensor_model_parallel_size": 2,
+    "context_parallel_size": 2,
     "pipeline_model_parallel_size": 2,
     "recompute_granularity": "selective",
 }

@@ -199,6 +199,18 @@ REFUSED = [
     ),
     (
         "seed: 1234",
+        "megatron: {context_parallel_size: 3}",
+        "2: megatron.context_parallel_size",
+        "batch.seq_length 256 is not a multiple of 6",
+    ),
+    (
+        "seed: 1234",
+        "megatron: {num_experts: 4, expert_model_parallel_size: 3}",
+        "2: megatron.expert_model_parallel_size",
+        "3 ranks do not divide num_experts 4",
+    ),
+    (
+        "seed: 1234",
         "megatron: {recompute_granularity: full, recompute_num_layers: 1}",
         "2: megatron.recompute_granularity",
         "`full` needs recompute_method as well",

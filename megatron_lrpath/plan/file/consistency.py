@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lrpath.models import resolve_model, shape_problems
@@ -12,6 +13,9 @@ from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.secrets import hide_text
 from megatron_lrpath.plan.spec import SAVE_INTERVAL, Version
+
+SECTIONS: tuple[str, ...] = ("model", "megatron")
+"""Sections of a plan with the Megatron arguments of its pre-training."""
 
 
 def check_plan(source: Source, plan: Plan) -> None:
@@ -138,9 +142,13 @@ def _check_precision(source: Source, plan: Plan) -> None:
 
 
 def _check_shape(source: Source, plan: Plan) -> None:
-    """Check that heads, groups, layers, ranks and positions fit."""
-    for names, problem in shape_problems(resolve_model(plan.model) | plan.megatron, plan.batch.seq_length):
-        raise _argument(source, *names).error(problem)
+    """Check that heads, groups, layers, ranks and positions fit, also those of the fine-tunings."""
+    parts = [(plan.megatron, plan.batch.seq_length, SECTIONS)]
+    if plan.sft:
+        parts.append((plan.sft_megatron, plan.sft.batch.seq_length, ("sft.megatron", *SECTIONS)))
+    for arguments, length, sections in parts:
+        for names, problem in shape_problems(resolve_model(plan.model) | arguments, length):
+            raise _argument(source, *names, sections=sections).error(problem)
 
 
 def _check_recomputation(source: Source, plan: Plan) -> None:
@@ -153,12 +161,10 @@ def _check_recomputation(source: Source, plan: Plan) -> None:
         )
 
 
-def _argument(source: Source, *names: str) -> Entry:
-    """Return the first of these arguments in the file, with `_` or `-`; otherwise the section `model`."""
+def _argument(source: Source, *names: str, sections: Sequence[str] = SECTIONS) -> Entry:
+    """Return the first of these arguments in these sections, with `_` or `-`; otherwise the section `model`."""
     spelled = [spelling for name in names for spelling in (name, name.replace("_", "-"))]
-    return source.find(
-        *(f"{section}.{name}" for section in ("model", "megatron") for name in spelled), "model"
-    )
+    return source.find(*(f"{section}.{name}" for section in sections for name in spelled), "model")
 
 
 def _check_archive(source: Source, plan: Plan) -> None:
